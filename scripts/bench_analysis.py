@@ -41,10 +41,7 @@ def measure(tokens: int, block: int) -> None:
         histogram(each)
     end = time.process_time()
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(
-        f"{tokens:>6} tokens, blocks of {block:>3}: weights {middle - start:6.1f} s, gradients "
-        f"{end - middle:6.1f} s of CPU time, peak memory {peak:5.0f} MB in addition to the inputs"
-    )
+    print(f"| {tokens:,} | {block} | {middle - start:.1f} | {end - middle:.1f} | {peak:.0f} |")
 
 
 def main() -> None:
@@ -56,6 +53,15 @@ def main() -> None:
     if args.block is not None:
         measure(args.tokens, args.block)
         return
+    print(
+        "## Attention analysis\n\n"
+        f"One softmax layer of HypeNet-2B ({HEADS} query heads, {GROUPS} key/value heads of {DIM}, "
+        "float32).\n*Block*: queries whose attention rows are in memory at a time. The last column "
+        "is the peak\nmemory in addition to the inputs.\n\n"
+        "| tokens | block | weights, CPU seconds | gradients, CPU seconds | peak MB |\n"
+        "|---|---|---|---|---|",
+        flush=True,
+    )
     for tokens in (args.tokens // 4, args.tokens // 2, args.tokens):
         for block in BLOCKS:
             command = [sys.executable, __file__, "--tokens", str(tokens), "--block", str(block)]

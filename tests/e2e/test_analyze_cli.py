@@ -125,7 +125,7 @@ def test_gradients_are_those_of_autograd_on_the_first_texts(inputs: Path, tmp_pa
 
 def test_the_layer_that_was_moved_is_found_and_its_head_drawn(inputs: Path, tmp_path: Path) -> None:
     both = f"--checkpoint pre={inputs / 'pre'} --checkpoint post={inputs / 'post'}"
-    both += f" --prompts {inputs / 'niah'} --lengths 700 --samples 3"
+    both += f" --prompts {inputs / 'niah'} --length 700 --samples 3"
     assert _analyze(f"distance {both} --out {tmp_path / 'shift'}") == ExitCode.DONE
     _check_folder(tmp_path / "shift", figures=1)
     shift = _record(DistanceShift, tmp_path / "shift" / "shift_post.json")
@@ -141,7 +141,7 @@ def test_the_layer_that_was_moved_is_found_and_its_head_drawn(inputs: Path, tmp_
             assert moved[a.head] == pytest.approx(b.distance - a.distance)
             assert 0 < a.needle_mass < 1
     assert _analyze(f"maps {both} --size 32 --out {tmp_path / 'maps'}") == ExitCode.DONE
-    _check_folder(tmp_path / "maps", figures=1)
+    _check_folder(tmp_path / "maps", figures=2)
     if shift.layers[0].layer == 2:
         head = min(moved, key=lambda each: moved[each])
         drawn = _record(PooledAttention, tmp_path / "maps" / f"map_2_{head}_post.json")
@@ -176,10 +176,20 @@ def test_autocorrelation_has_a_record_and_a_figure_per_reading(
         ("distance --checkpoint PRE --prompts NIAH", "prompts of 700, 800 tokens"),
         ("distance --checkpoint PRE --prompts CHAINS", "not NIAH prompts"),
         ("distance --checkpoint a=PRE --checkpoint a=POST --prompts NIAH", "a is given twice"),
-        ("maps --checkpoint PRE --prompts NIAH --lengths 700", "--heads is missing"),
-        ("maps --checkpoint PRE --prompts NIAH --lengths 700 --heads 1.0", "no softmax head 1.0"),
-        ("maps --checkpoint PRE --prompts NIAH --lengths 700 --heads 1", "not a list of heads"),
+        ("maps --checkpoint PRE --prompts NIAH --length 700", "--heads is missing"),
+        ("maps --checkpoint PRE --prompts NIAH --length 700 --heads 1.0", "no softmax head 1.0"),
+        ("maps --checkpoint PRE --prompts NIAH --length 700 --heads 1", "not a list of heads"),
         ("maps --checkpoint PRE", "arguments are required: --prompts"),
+        ("gradients --checkpoint PRE --checkpoint a=POST --data CHAINS", "once per --checkpoint"),
+        (
+            "distance --checkpoint PRE --prompts NIAH --tokens 700",
+            "To choose prompts: --length 700",
+        ),
+        ("distance --checkpoint PRE --data CHAINS --length 9", "pass --prompts DIR instead of"),
+        (
+            "divergence --checkpoint pre=PRE --checkpoint post=POST --data CHAINS --data a=CHAINS",
+            "Run the command once per --data",
+        ),
         (
             "gradients --checkpoint OTHER --data CHAINS --tokens 96",
             "prepared with another tokenizer than",

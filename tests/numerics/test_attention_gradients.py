@@ -7,7 +7,7 @@ import torch
 from amnesia_bench.analysis.distance import Prompt, attention_maps, head_distances
 from amnesia_bench.analysis.gradients import gradients_by_distance, histograms_of
 from amnesia_bench.analysis.models import measured
-from amnesia_bench.analysis.texts import Text, Texts
+from amnesia_bench.analysis.texts import Text, Texts, with_targets_of
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.roles import LayerKind
@@ -26,7 +26,7 @@ def _texts(count):
         trained = rng.random(TOKENS) < 0.5
         trained[0] = False
         taken.append(Text(rng.integers(0, 95, TOKENS).astype(np.int32), trained))
-    return Texts("made up", TOKENS, tuple(taken), 0, 0)
+    return Texts("made up", TOKENS, tuple(taken), 0, 0, "made up")
 
 
 def _measured(family):
@@ -103,8 +103,31 @@ def test_prompts_without_needles_have_no_map():
 def test_texts_that_are_trained_at_their_beginning_only_reach_no_further():
     model, (text,) = _measured("llama"), _texts(1).taken
     trained = np.arange(TOKENS) == 12  # predicted at token 11: distances up to 11
-    texts = Texts("early", TOKENS, (Text(text.tokens, trained),), 0, 0)
+    texts = Texts("early", TOKENS, (Text(text.tokens, trained),), 0, 0, "early")
     with pytest.raises(UserError, match="the gradient at a distance of 12 tokens is zero"):
         gradients_by_distance(model, texts, 20, PARENTS, np.random.default_rng(0))
     record = gradients_by_distance(model, texts, 11, PARENTS, np.random.default_rng(0))
     assert (record.n, record.fit.rate.interval, record.curve.low) == (1, None, ())
+
+
+def test_with_equal_targets_random_weights_reach_equally_far_in_all_texts():
+    """Late targets alone lengthen the reach; a model that has learned nothing shows only that."""
+    model, rng = _measured("llama"), np.random.default_rng(1)
+    late = np.arange(TOKENS) >= 28
+    chains = [Text(rng.integers(0, 8, TOKENS).astype(np.int32), late) for _ in range(8)]
+    every = np.arange(TOKENS) > 0
+    prose = [Text(rng.integers(0, 95, TOKENS).astype(np.int32), every) for _ in range(9)]
+    first = Texts("chains", TOKENS, tuple(chains), 0, 0, "chains")
+    own = Texts("prose", TOKENS, tuple(prose), 0, 0, "prose")
+    equal = with_targets_of(own, first)
+    assert (equal.source, equal.targets_of, len(equal.taken)) == ("prose", "chains", 9)
+    assert all((text.trained == late).all() for text in equal.taken)
+
+    def mean_half_reach(texts):
+        record = gradients_by_distance(model, texts, 20, PARENTS, np.random.default_rng(0))
+        assert record.targets_of == texts.targets_of
+        return np.mean(record.text_half_reach)
+
+    chains_reach = mean_half_reach(first)
+    assert mean_half_reach(own) < 0.8 * chains_reach
+    assert mean_half_reach(equal) == pytest.approx(chains_reach, rel=0.1)

@@ -48,17 +48,12 @@ def autocorrelations(
         UserError: there are fewer than two texts, a text is too short, or all tokens are equal.
     """
     tokens = [text.tokens for text in texts.taken]
-    if len(tokens) < 2:
-        raise UserError(f"{texts.source}: {len(tokens)} texts; an interval needs at least two")
-    if (shortest := min(map(len, tokens))) <= max_distance:
-        raise UserError(
-            f"{texts.source}: a text of {shortest} tokens is too short for the largest distance, "
-            f"{max_distance}"
-        )
+    _check_lengths(texts.source, [len(text) for text in tokens], max_distance)
     types, row, of_text = _numbered(tokens)
     if len(types) < 2:
         raise UserError(
-            f"{texts.source}: all tokens are equal; an autocorrelation needs two token types"
+            f"{texts.source}: all tokens are equal; an autocorrelation needs two token types",
+            hint="Use other data.",
         )
     resamplings = draw_weights(len(tokens), rng)
     frequency = np.bincount(row) / len(row)
@@ -79,12 +74,26 @@ def autocorrelations(
                 too_short=texts.too_short,
                 chance=float(frequency @ frequency),
                 curve=curve.curve(),
-                fit=fit_decay(decaying, by_precision=True) if enough else None,
-                tail=describe_tail(decaying, by_precision=True) if halves else None,
+                fit=fit_decay(decaying, noisy=True) if enough else None,
+                tail=describe_tail(decaying, noisy=True) if halves else None,
                 settings={"tokens": "from the first trained one of a document to the last"},
             )
         )
     return tuple(records)
+
+
+def _check_lengths(source: str, lengths: Sequence[int], max_distance: int) -> None:
+    if len(lengths) < 2:
+        raise UserError(
+            f"{source}: {len(lengths)} texts; an interval needs at least two",
+            hint="Use data with more texts.",
+        )
+    if (shortest := min(lengths)) <= max_distance:
+        raise UserError(
+            f"{source}: a text of {shortest} tokens is too short for the largest distance, "
+            f"{max_distance}",
+            hint=f"--max-distance {shortest - 1}, or longer texts.",
+        )
 
 
 def _numbered(

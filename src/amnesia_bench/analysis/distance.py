@@ -5,7 +5,7 @@ Shapes: N prompts, H heads of all measured layers together, T tokens of a prompt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,9 +106,19 @@ def head_distances(
 
 
 def distance_shift(
-    first: MeasuredHeads, second: MeasuredHeads, rng: np.random.Generator
+    first: MeasuredHeads,
+    second: MeasuredHeads,
+    drift: Mapping[tuple[int, int], float],
+    rng: np.random.Generator,
 ) -> DistanceShift:
     """Return the shift of each head's mean distance between two checkpoints on the same prompts.
+
+    Args:
+        first: the heads of one checkpoint.
+        second: the heads of the other checkpoint, measured on the same prompts.
+        drift: the relative change of W_Q and W_K of each head, by layer and head; heads may be
+            missing.
+        rng: the random generator that draws the resamplings of the prompts.
 
     Raises:
         UserError: the checkpoints have different heads.
@@ -126,7 +136,10 @@ def distance_shift(
     resampled = weights @ shifts / one.n
     by_head = tuple(
         HeadShift(
-            layer=layer, head=head, shift=bootstrap_value(shifts[:, i].mean(), resampled[:, i])
+            layer=layer,
+            head=head,
+            shift=bootstrap_value(shifts[:, i].mean(), resampled[:, i]),
+            drift=drift.get((layer, head)),
         )
         for i, (layer, head) in enumerate(heads)
     )

@@ -130,7 +130,8 @@ def gradients_by_distance(
     if curve.stop <= 2 * MIN_DISTANCES:
         raise UserError(
             f"{model.name}: every softmax layer has a window of at most {curve.stop} tokens: too "
-            "few distances for a fit and its tail"
+            "few distances for a fit and its tail",
+            hint="Use a model with full attention, or with a longer window, in some layer.",
         )
     counts = np.broadcast_to(pairs[curve], sums[:, curve].shape)
     means = resample_ratio(sums[:, curve], counts, weights)
@@ -144,10 +145,12 @@ def gradients_by_distance(
         tokens=texts.tokens,
         too_short=texts.too_short,
         untrained=texts.untrained,
+        targets_of=texts.targets_of,
         curve=means.curve(),
         fit=fit_decay(decaying),
         tail=describe_tail(decaying),
         reach=_reach(sums, weights),
+        text_half_reach=tuple(_half_reach(text_sums) for text_sums in sums),
         layers=_by_layer(model, histograms, weights, curve),
         settings={**model.settings, "loss": "sum over trained tokens, nats"},
     )
@@ -156,7 +159,10 @@ def gradients_by_distance(
 def _check_positive(curve: Resampled, source: str) -> None:
     """Raise an error if a value has no finite logarithm, since the fit would then be NaN."""
     if not np.isfinite(curve.values).all():
-        raise StageFailedError(f"{source}: the gradients of the model are NaN or infinite")
+        raise StageFailedError(
+            f"{source}: the gradients of the model are NaN or infinite",
+            hint="Has its training diverged? Compare it with its base: amnesia diff BASE MODEL",
+        )
     zeros = np.flatnonzero(curve.values <= 0)
     if len(zeros):
         distance = curve.first + int(zeros[0])
@@ -179,10 +185,7 @@ def _by_layer(
                 layer=layer,
                 mean=tuple((sums.sum(axis=0)[curve] / pairs).tolist()),
                 reach=_reach(sums, weights),
-                head_half_reach=tuple(
-                    int(reach_of(head_sums[None], np.zeros((0, 1)), 0.5).value)
-                    for head_sums in histograms.head_sums[layer]
-                ),
+                head_half_reach=tuple(map(_half_reach, histograms.head_sums[layer])),
             )
         )
     return tuple(layers)
@@ -190,6 +193,11 @@ def _by_layer(
 
 def _reach(sums: Floats, weights: Floats) -> Reach:
     return Reach(half=reach_of(sums, weights, 0.5), nine_tenths=reach_of(sums, weights, 0.9))
+
+
+def _half_reach(sums: Floats) -> int:
+    """Return the distance that covers half of the magnitudes [T]."""
+    return int(reach_of(sums[None], np.zeros((0, 1)), 0.5).value)
 
 
 def _backward(model: MeasuredModel, text: Text) -> None:
@@ -205,8 +213,7 @@ def _backward(model: MeasuredModel, text: Text) -> None:
     else:
         chosen = model.module(inputs_embeds=embedded, use_cache=False).logits[0, targets_at - 1]
         logits = chosen.detach().requires_grad_()
-        loss = cross_entropy(logits, ids[targets_at], reduction="sum")
-        (upstream,) = torch.autograd.grad(loss, logits)
+        (upstream,) = torch.autograd.grad(_summed_loss(logits, ids[targets_at]), logits)
     torch.autograd.grad(chosen, embedded, upstream)
 
 
@@ -216,11 +223,15 @@ def _loss_gradient(model: MeasuredModel, hidden: Tensor, targets: Tensor) -> Ten
     for start in range(0, len(targets), _LOSS_POSITIONS):
         chunk = slice(start, start + _LOSS_POSITIONS)
         part = hidden[chunk].requires_grad_()
-        logits = logits_of(model, part)
-        precise = logits if logits.dtype == torch.float64 else logits.float()
-        loss = cross_entropy(precise, targets[chunk], reduction="sum")
+        loss = _summed_loss(logits_of(model, part), targets[chunk])
         gradients += torch.autograd.grad(loss, part)
     return torch.cat(gradients)
+
+
+def _summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the summed cross-entropy, in float32 at least: bfloat16 rounds it by some per cent."""
+    precise = logits if logits.dtype == torch.float64 else logits.float()
+    return cross_entropy(precise, targets, reduction="sum")
 
 
 @contextmanager

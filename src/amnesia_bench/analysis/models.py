@@ -91,7 +91,10 @@ def open_model(folder: Path, role: str) -> tuple[MeasuredModel, Parent]:
             "transformers knows.",
         ) from error
     if missing := info["missing_keys"]:
-        raise UserError(f"{folder}: missing tensor {min(missing)}")
+        raise UserError(
+            f"{folder}: missing tensor {min(missing)}",
+            hint="Copy or download the folder again: its safetensors files are incomplete.",
+        )
     checkpoint.held.check()
     return measured(module.to("cuda" if on_gpu else "cpu"), str(folder), layers), parent
 

@@ -42,6 +42,7 @@ class _Probe:
     weights: Consumer | None
     gradients: Consumer | None
     block_queries: int
+    first_query: int
 
 
 _active: list[_Probe] = []
@@ -54,6 +55,7 @@ def probing(
     weights: Consumer | None = None,
     gradients: Consumer | None = None,
     block_queries: int = BLOCK_QUERIES,
+    first_query: int = 0,
 ) -> Iterator[None]:
     """Inside the `with` block, pass the attention of a model's softmax layers to consumers.
 
@@ -62,6 +64,7 @@ def probing(
         weights: called with blocks of softmax weights in each forward pass.
         gradients: called with blocks of |dL/ds| in each backward pass.
         block_queries: number of queries per block.
+        first_query: the consumers receive the rows of this query and of those after it.
     """
     config = model.config
     parts = {key: getattr(config, key) for key in config.sub_configs}
@@ -70,7 +73,7 @@ def probing(
     }
     if _active:
         raise RuntimeError("only one probe can be active")
-    _active.append(_Probe(weights, gradients, block_queries))
+    _active.append(_Probe(weights, gradients, block_queries, first_query))
     try:
         model.set_attn_implementation(PROBE)
         yield
@@ -118,7 +121,7 @@ def probe_attention(  # noqa: PLR0913 - transformers' attention interface
     layer: Any = module.layer_idx
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> AttentionCall:
-        return AttentionCall(layer, q, k, v, scale, pairs, probe.block_queries)
+        return AttentionCall(layer, q, k, v, scale, pairs, probe.block_queries, probe.first_query)
 
     if probe.weights is not None:
         with torch.no_grad():

@@ -72,6 +72,11 @@ class MaskedPairs:
     def __init__(self, call: dict[str, Any]) -> None:
         self._call = call | {"allow_is_causal_skip": False}
 
+    def __getitem__(self, index: tuple[slice, ...]) -> MaskedPairs:
+        """Return these pairs: Gemma 4 slices its masks to the queries to keep, which are all."""
+        assert all(part in (slice(None), slice(0, None)) for part in index), index
+        return self
+
     def block(self, start: int, stop: int) -> tuple[int, Tensor]:
         first = self._call.get("q_offset", 0) + start
         call = self._call | {"q_length": stop - start, "q_offset": first, "kv_length": stop}
@@ -100,7 +105,10 @@ def visible_pairs(**call: Any) -> MaskedPairs | None:
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """The inputs of attention in one layer: query [B, H, T, D], key and value [B, G, T, D]."""
+    """The inputs of attention in one layer: query [B, H, T, D], key and value [B, G, T, D].
+
+    The blocks begin at query `first_query`.
+    """
 
     layer: int
     query: Tensor
@@ -109,6 +117,7 @@ class AttentionCall:
     scaling: float
     pairs: VisiblePairs
     block_queries: int
+    first_query: int = 0
 
     def weights(self) -> Iterator[RowBlock]:
         """Yield blocks of softmax weights, in float32 (float64 for float64 inputs)."""
@@ -143,7 +152,7 @@ class AttentionCall:
         num_heads, num_tokens = self.query.shape[1:3]
         shared = num_heads // self.key.shape[1]
         precise = torch.float64 if self.query.dtype == torch.float64 else torch.float32
-        for start in range(0, num_tokens, self.block_queries):
+        for start in range(self.first_query, num_tokens, self.block_queries):
             stop = min(start + self.block_queries, num_tokens)
             first_key, visible = self.pairs.block(start, stop)
             hidden, empty = ~visible, not bool(visible.any(dim=-1).all())

@@ -6,7 +6,8 @@ Shapes: T tokens of a text.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ class Texts:
 
     All texts have `tokens` tokens, or any length if `tokens` is None. `too_short` and `untrained`
     are the numbers of texts that were skipped because they are too short, or because the part to be
-    used has no trained token.
+    used has no trained token. `targets_of` is the source that decided which positions are targets.
     """
 
     source: str
@@ -37,6 +38,7 @@ class Texts:
     taken: tuple[Text, ...]
     too_short: int
     untrained: int
+    targets_of: str
 
 
 def texts_of(store: SequenceStore) -> Iterator[Text]:
@@ -92,7 +94,46 @@ def equal_texts(store: SequenceStore, source: str, tokens: int, samples: int) ->
             hint="Only trained tokens have gradients: use a larger --tokens, or data with more "
             "trained tokens.",
         )
-    return Texts(source, tokens, tuple(taken), too_short, untrained)
+    return Texts(source, tokens, tuple(taken), too_short, untrained, source)
+
+
+def with_targets_of(texts: Texts, other: Texts) -> Texts:
+    """Return texts whose targets are at the positions of another source's targets, text by text.
+
+    If the other source has fewer texts, its texts are repeated.
+
+    Args:
+        texts: texts of equal length.
+        other: texts of the same length.
+    """
+    assert texts.tokens == other.tokens is not None, (texts.tokens, other.tokens)
+    pairs = zip(texts.taken, cycle(other.taken), strict=False)
+    taken = tuple(replace(text, trained=model.trained) for text, model in pairs)
+    return replace(texts, taken=taken, targets_of=other.source)
+
+
+def shortened_texts(store: SequenceStore, source: str, tokens: int, samples: int) -> Texts:
+    """Return the first `samples` texts with trained tokens, each cut to at most `tokens` tokens.
+
+    Raises:
+        UserError: no text has a trained token in this part.
+    """
+    taken: list[Text] = []
+    untrained = 0
+    for text in texts_of(store):
+        part = Text(text.tokens[:tokens], text.trained[:tokens])
+        if part.trained.any():
+            taken.append(part)
+        else:
+            untrained += 1
+        if len(taken) == samples:
+            break
+    if not taken:
+        raise UserError(
+            f"{store.folder}: no text of {source} has a trained token among its first {tokens}",
+            hint="Use a larger --tokens, or data with more trained tokens.",
+        )
+    return Texts(source, None, tuple(taken), 0, untrained, source)
 
 
 def trained_texts(store: SequenceStore, source: str, longer_than: int) -> Texts:
@@ -119,11 +160,14 @@ def trained_texts(store: SequenceStore, source: str, longer_than: int) -> Texts:
             else:
                 taken.append(Text(tokens, np.ones(len(tokens), bool)))
     if not longest:
-        raise UserError(f"{store.folder}: {source} has no trained token")
+        raise UserError(
+            f"{store.folder}: {source} has no trained token",
+            hint="Use data on which a model can be trained: amnesia data prepare ...",
+        )
     if len(taken) < 2:
         raise UserError(
             f"{store.folder}: {len(taken)} texts of {source} are longer than the largest distance, "
             f"{longer_than} tokens; the longest has {longest}",
             hint="Use a smaller --max-distance: at least two texts must be longer.",
         )
-    return Texts(source, None, tuple(taken), too_short, untrained)
+    return Texts(source, None, tuple(taken), too_short, untrained, source)

@@ -1,17 +1,22 @@
-r"""Measure how far back gradients and attention reach (Figures 3, 4 and 7).
+r"""Measure why long-range recall is lost, and draw it (Figures 3, 4 and 7).
 
   amnesia analyze autocorrelation --data chains=data/cot --data prose=data/prose --out figure3a
   amnesia analyze gradients --checkpoint PRE --data chains=data/cot --data prose=data/prose \
       --tokens 1024 --out figure3b
   amnesia analyze distance --checkpoint pre=PRE --checkpoint post=POST --prompts niah/ --out shift
   amnesia analyze maps --checkpoint pre=PRE --checkpoint post=POST --checkpoint restored=FIXED \
-      --prompts niah/ --lengths 8192 --out figure4
+      --prompts niah/ --length 8192 --out figure4
+  amnesia analyze divergence --checkpoint pre=PRE --checkpoint post=POST --data chains=data/cot \
+      --out divergence
 
 `autocorrelation` measures by distance how much more likely than by chance a token is repeated; it
-needs no model. `gradients` measures |dL/ds|, where s are the attention logits, by distance.
+needs no model. `gradients` measures |dL/ds|, where s are the attention logits, by distance; the
+loss of all texts is taken where the texts of the first --data have trained tokens.
 `distance` measures the mean attention distance of every head (Eq. 17) on prompts or texts, and its
-change from the first checkpoint to each of the others. `maps` draws the attention maps of the heads
-in --heads, by default of the head whose distance fell most from the first to the second checkpoint.
+change from the first checkpoint to each of the others. `maps` draws the attention maps of the
+heads in --heads, by default of the head whose distance fell most from the first to the second
+checkpoint; it then also writes what `distance` does. `divergence` measures KL(pre || post) on
+texts, and how far the weights moved.
 
 --data is a folder that `amnesia data prepare` wrote; --prompts is a folder that
 `amnesia niah build` wrote. The command writes records as JSON and figures as SVG. The model must
@@ -21,36 +26,62 @@ use the attention interface of transformers.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Mapping
-from importlib import import_module
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from amnesia_bench.analysis import MAX_DISTANCE, TOKENS
+import amnesia_bench
 from amnesia_bench.cli.command import Subcommand
+from amnesia_bench.cli.niah_options import split_list
 from amnesia_bench.cli.output import say
 from amnesia_bench.cli.progress import TerminalProgress, hide_library_bars
-from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
-from amnesia_bench.store.layout import check_final
-from amnesia_bench.store.provenance import collect_provenance
+from amnesia_bench.cli.requests import make
+from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.requests.analysis import (
+    MAP_SIZE,
+    MAX_DISTANCE,
+    SAMPLES,
+    TOKENS,
+    AnalyzeRequest,
+    AttentionAnalysis,
+    AttentionMaps,
+    Autocorrelations,
+    Distances,
+    Divergence,
+    Gradients,
+    NeedlePrompts,
+)
 
-SAMPLES, SIZE = 64, 256
 _SEVERAL = "; repeat it for several, with roles such as pre, post, restored"
-_COUNTS = ("samples", "tokens", "max_distance", "size")
+_OPTIONS = {"checkpoints": "--checkpoint", "folder": "--prompts"}
 
 
 def _add_gradients_arguments(parser: argparse.ArgumentParser) -> None:
     _add_checkpoint(parser)
-    _add_data(parser, required=True)
+    _add_data(
+        parser,
+        required=True,
+        more="; repeat it for several, first the one whose trained tokens decide where the loss of "
+        "all is taken",
+    )
     _add_tokens(parser)
-    _add_max_distance(parser)
+    _add_max_distance(parser, ", or half of --tokens if that is less")
     _add_samples(parser, "texts per source")
     _add_common(parser)
 
 
 def _add_autocorrelation_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_data(parser, required=True)
+    _add_data(parser, required=True, more="; repeat it for several")
     _add_max_distance(parser)
+    _add_common(parser)
+
+
+def _add_divergence_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_checkpoint(parser, ": pre=DIR and post=DIR")
+    _add_data(parser, required=True)
+    _add_tokens(parser)
+    _add_samples(parser, "texts")
     _add_common(parser)
 
 
@@ -75,7 +106,10 @@ def _add_maps_arguments(parser: argparse.ArgumentParser) -> None:
         help="heads to draw, as LAYER.HEAD,... (default: the head whose distance fell most)",
     )
     parser.add_argument(
-        "--size", type=int, default=SIZE, help=f"number of rows and columns of a map ({SIZE})"
+        "--size",
+        type=int,
+        default=MAP_SIZE,
+        help=f"number of rows and columns of a map ({MAP_SIZE})",
     )
     _add_common(parser)
 
@@ -90,13 +124,13 @@ def _add_checkpoint(parser: argparse.ArgumentParser, several: str = "") -> None:
     )
 
 
-def _add_data(parser: argparse._ActionsContainer, *, required: bool) -> None:
+def _add_data(parser: argparse._ActionsContainer, *, required: bool, more: str = "") -> None:
     parser.add_argument(
         "--data",
         action="append",
         required=required,
         metavar="[NAME=]DIR",
-        help="folder of prepared data; can be repeated",
+        help=f"folder of prepared data{more}",
     )
 
 
@@ -107,8 +141,12 @@ def _add_prompts(parser: argparse._ActionsContainer, *, required: bool) -> None:
 
 
 def _add_choice_of_prompts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tasks", help="use only these tasks of --prompts (all)")
-    parser.add_argument("--lengths", help="use only this length of --prompts, in tokens (all)")
+    parser.add_argument(
+        "--tasks", help="use only these tasks of --prompts, with one needle each (all)"
+    )
+    parser.add_argument(
+        "--length", type=int, help="use only this length of --prompts, in tokens (the only one)"
+    )
 
 
 def _add_tokens(parser: argparse.ArgumentParser) -> None:
@@ -117,9 +155,9 @@ def _add_tokens(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_max_distance(parser: argparse.ArgumentParser) -> None:
+def _add_max_distance(parser: argparse.ArgumentParser, limit: str = "") -> None:
     parser.add_argument(
-        "--max-distance", type=int, help=f"largest distance, in tokens ({MAX_DISTANCE})"
+        "--max-distance", type=int, help=f"largest distance, in tokens ({MAX_DISTANCE}{limit})"
     )
 
 
@@ -136,51 +174,148 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
-def _gradients(args: argparse.Namespace) -> ExitCode:
-    if len(args.checkpoint) > 1:
-        raise UserError("--checkpoint: gradients can be measured in only one model at a time")
-    return _analyze("measure_gradients", args)
+def _gradients(args: argparse.Namespace) -> AttentionAnalysis:
+    _check_one("--checkpoint", args.checkpoint)
+    ((role, folder),) = _labelled(args.checkpoint, "checkpoint").items()
+    return make(
+        Gradients,
+        checkpoint=folder,
+        role=role,
+        data=_named_data(args.data),
+        max_distance=args.max_distance,
+        **_given(args, "tokens", "samples"),
+    )
 
 
-def _autocorrelation(args: argparse.Namespace) -> ExitCode:
-    return _analyze("measure_autocorrelation", args)
+def _autocorrelation(args: argparse.Namespace) -> AttentionAnalysis:
+    return make(Autocorrelations, data=_named_data(args.data), **_given(args, "max_distance"))
 
 
-def _distance(args: argparse.Namespace) -> ExitCode:
-    if args.data is not None and len(args.data) > 1:
-        raise UserError("--data: distances can be measured on only one source at a time")
-    if args.prompts is None and (args.tasks or args.lengths):
-        raise UserError("--tasks and --lengths only apply to --prompts")
+def _distance(args: argparse.Namespace) -> AttentionAnalysis:
+    _check_one("--data", args.data or ())
+    if args.prompts is None and (args.tasks or args.length):
+        hint = "Leave them out, or pass --prompts DIR instead of --data."
+        raise UserError("--tasks and --length only apply to --prompts", hint=hint)
     if args.prompts is not None and args.tokens:
-        raise UserError("--tokens only applies to --data; --lengths chooses prompts")
-    return _analyze("measure_distances", args)
+        hint = f"To choose prompts: --length {args.tokens}"
+        raise UserError("--tokens only applies to --data", hint=hint)
+    return make(
+        Distances,
+        _OPTIONS,
+        checkpoints=_labelled(args.checkpoint, "checkpoint"),
+        prompts=None if args.prompts is None else _needle_prompts(args),
+        data=_named_data(args.data or ()),
+        **_given(args, "tokens", "samples"),
+    )
 
 
-def _maps(args: argparse.Namespace) -> ExitCode:
-    return _analyze("draw_maps", args)
+def _maps(args: argparse.Namespace) -> AttentionAnalysis:
+    return make(
+        AttentionMaps,
+        _OPTIONS,
+        checkpoints=_labelled(args.checkpoint, "checkpoint"),
+        prompts=_needle_prompts(args),
+        heads=None if args.heads is None else _heads(args.heads),
+        size=args.size,
+    )
 
 
-def _analyze(measurement: str, args: argparse.Namespace) -> ExitCode:
-    """Run a function of `cli.measurements`, then publish its files and print its results."""
-    for name in _COUNTS:
-        value = getattr(args, name, None)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    check_final(args.out)
-    if args.out.exists():
-        raise UserError(f"{args.out}: already exists", hint="Choose another --out.")
+def _divergence(args: argparse.Namespace) -> AttentionAnalysis:
+    folders = _labelled(args.checkpoint, "checkpoint")
+    if set(folders) != {"pre", "post"}:
+        raise UserError(
+            "--checkpoint: a divergence is from one checkpoint to another",
+            hint="--checkpoint pre=DIR --checkpoint post=DIR",
+        )
+    _check_one("--data", args.data)
+    data = _named_data(args.data)
+    return make(Divergence, **folders, data=data, **_given(args, "tokens", "samples"))
+
+
+def _check_one(option: str, values: Sequence[str]) -> None:
+    if len(values) > 1:
+        raise UserError(
+            f"{option}: given {len(values)} times, but this is measured for one at a time",
+            hint=f"Run the command once per {option}, each with its own --out.",
+        )
+
+
+def _needle_prompts(args: argparse.Namespace) -> NeedlePrompts:
+    return make(
+        NeedlePrompts,
+        _OPTIONS,
+        folder=args.prompts,
+        tasks=None if args.tasks is None else split_list(args.tasks),
+        length=args.length,
+        samples=args.samples,
+    )
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, object]:
+    """Return the values of the options that were given; the request has the other defaults."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def _labelled(values: Sequence[str], default: str) -> dict[str, Path]:
+    """Parse values of the form [LABEL=]DIR, and return the folders by label, in the same order.
+
+    A value without a label gets the label `default`.
+
+    Raises:
+        UserError: a label is repeated, or cannot be part of a file name.
+    """
+    folders: dict[str, Path] = {}
+    for value in values:
+        label, equals, folder = value.partition("=")
+        if not equals:
+            label, folder = default, value
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", label):
+            raise UserError(
+                f"{value!r}: {label!r} is not a valid label", hint="Use letters, digits, - and _."
+            )
+        if label in folders:
+            raise UserError(
+                f"{value!r}: {label} is given twice", hint="Give labels: pre=DIR post=DIR."
+            )
+        folders[label] = Path(folder)
+    return folders
+
+
+def _named_data(values: Sequence[str]) -> dict[str, Path]:
+    """Parse values of the form [NAME=]DIR; data without a name have the name of their config.
+
+    Raises:
+        UserError: a folder without a name has no prepared data, or a name is given twice.
+    """
+    from amnesia_bench.data.sequence_store import open_store  # imports packages of the extras
+
+    named = [
+        value if "=" in value else f"{open_store(Path(value)).description.name}={value}"
+        for value in values
+    ]
+    return _labelled(named, "")
+
+
+def _heads(text: str) -> tuple[tuple[int, int], ...]:
+    """Parse LAYER.HEAD,LAYER.HEAD,... into (layer, head) pairs.
+
+    Raises:
+        UserError: the text does not have this form.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d+\.\d+", part) for part in parts):
+        raise UserError(f"--heads {text!r}: not a list of heads", hint="--heads 33.8,33.9")
+    return tuple(dict.fromkeys((int(a), int(b)) for a, b in (part.split(".") for part in parts)))
+
+
+def _analyze(
+    parse: Callable[[argparse.Namespace], AttentionAnalysis], args: argparse.Namespace
+) -> ExitCode:
+    """Make the request of a sub-command, enter the front door and print the results."""
     hide_library_bars()
-    provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={"resampling": args.seed})
-    try:
-        measurements = import_module("amnesia_bench.cli.measurements")  # imports torch
-    except ImportError as error:
-        raise MissingEnvironmentError(
-            f"analyze needs torch and transformers ({error}).",
-            hint='pip install "amnesia-bench[eval]"',
-        ) from error
+    request = make(AnalyzeRequest, analysis=parse(args), seed=args.seed)
     with TerminalProgress("texts") as progress:
-        analysis = getattr(measurements, measurement)(args, progress)
-    analysis.publish(args.out, provenance)
+        analysis = amnesia_bench.analyze(request, args.out, progress=progress)
     for sentence in analysis.sentences:
         say(sentence)
     figures = (f"{name}.svg" for name in analysis.figures)
@@ -190,13 +325,26 @@ def _analyze(measurement: str, args: argparse.Namespace) -> ExitCode:
 
 SUBCOMMANDS: Mapping[str, Subcommand] = {
     "gradients": Subcommand(
-        "how far gradients reach back through attention", _add_gradients_arguments, _gradients
+        "how far gradients reach back through attention",
+        _add_gradients_arguments,
+        partial(_analyze, _gradients),
     ),
     "autocorrelation": Subcommand(
-        "how soon tokens of a text are repeated", _add_autocorrelation_arguments, _autocorrelation
+        "how soon tokens of a text are repeated",
+        _add_autocorrelation_arguments,
+        partial(_analyze, _autocorrelation),
     ),
     "distance": Subcommand(
-        "attention distance of each head, and its change", _add_distance_arguments, _distance
+        "attention distance of each head, and its change",
+        _add_distance_arguments,
+        partial(_analyze, _distance),
     ),
-    "maps": Subcommand("attention maps of single heads", _add_maps_arguments, _maps),
+    "maps": Subcommand(
+        "attention maps of single heads", _add_maps_arguments, partial(_analyze, _maps)
+    ),
+    "divergence": Subcommand(
+        "how far a fine-tune moved predictions and weights",
+        _add_divergence_arguments,
+        partial(_analyze, _divergence),
+    ),
 }

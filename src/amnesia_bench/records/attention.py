@@ -116,11 +116,14 @@ class LayerGradients:
 class GradientsByDistance:
     """The mean |dL/ds| at each distance, where s are the attention logits (Def. 4.2, Eq. 15).
 
-    L is the loss in nats, summed over the trained tokens of a text. The mean at a distance is taken
-    over all visible pairs of positions at that distance, in all `n` texts of one source of data,
-    all heads, and all full softmax layers (all softmax layers if every one has a window). Each text
-    has `tokens` tokens. `too_short` and `untrained` count the texts that were skipped for that
-    reason. The distances of `curve` and `layers` begin at 0, those of `fit` and `tail` at 1.
+    L is the loss in nats, summed over the targets of a text, which are at the positions of the
+    trained tokens of the source `targets_of`: text i has those of that source's text i. The mean at
+    a distance is taken over all visible pairs of positions at that distance, in all `n` texts of
+    one source of data, all heads, and all full softmax layers (all softmax layers if every one has
+    a window). Each text has `tokens` tokens. `too_short` and `untrained` count the texts that were
+    skipped for that reason. The distances of `curve` and `layers` begin at 0, those of `fit` and
+    `tail` at 1. `text_half_reach` has, for each text, the distance that covers half of its gradient
+    magnitude.
     """
 
     source: str
@@ -130,10 +133,12 @@ class GradientsByDistance:
     tokens: int
     too_short: int
     untrained: int
+    targets_of: str
     curve: DistanceCurve
     fit: DecayFit
     tail: Tail
     reach: Reach
+    text_half_reach: tuple[int, ...]
     layers: tuple[LayerGradients, ...]
     settings: Mapping[str, str]
 
@@ -172,11 +177,16 @@ class HeadDistances:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadShift:
-    """The change of a head's mean attention distance between two checkpoints, in tokens."""
+    """The change of a head's mean attention distance between two checkpoints, in tokens.
+
+    `drift` is the relative change of its W_Q and W_K, |second - first| / |first|; None if they are
+    not stored as rows of heads.
+    """
 
     layer: int
     head: int
     shift: BootstrapValue
+    drift: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,4 +266,25 @@ class Autocorrelation:
     curve: DistanceCurve
     fit: DecayFit | None
     tail: Tail | None
+    settings: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneDivergence:
+    """How far a fine-tune moved a model's predictions on texts, and its weights.
+
+    `divergence` is KL(pre || post) in nats per token, the mean over the predictions of the `tokens`
+    trained tokens of `n` texts. `weight_change` is |post - pre| / |pre| of all changed weights
+    together, `routing_change` that of W_Q and W_K of the softmax layers.
+    """
+
+    source: str
+    pre: Parent
+    post: Parent
+    data: Parent
+    n: int
+    tokens: int
+    divergence: BootstrapValue
+    weight_change: float
+    routing_change: float
     settings: Mapping[str, str]

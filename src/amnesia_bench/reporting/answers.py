@@ -75,7 +75,7 @@ def _values(entry: CellEntry) -> dict[int, float]:
             check_problems(entry.path.with_name(PROBLEMS), [cell])
         return {p.doc: p.values[cell.metric] for p in problems if cell.metric in p.values}
     if samples := recall_samples_of(entry):
-        return {sample.key.doc: float(sample.correct) for sample in samples}
+        return {sample.key.doc: sample.score for sample in samples}
     return {
         verdict.key.doc: float(verdict.outcome is Outcome.CORRECT)
         for verdict in _records_of(entry, Verdict, VERDICTS)

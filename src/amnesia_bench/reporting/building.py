@@ -10,20 +10,27 @@ from pathlib import Path
 from amnesia_bench.config.files import config_name
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
+from amnesia_bench.drawing.svg import standalone
 from amnesia_bench.errors import UserError
+from amnesia_bench.printable import counted
 from amnesia_bench.records.artifacts import Provenance
 from amnesia_bench.records.report import DecidedClaim, Report, ReportProvenance, TableReport
+from amnesia_bench.reporting.analyses import read_analysis
 from amnesia_bench.reporting.artifact_files import ArtifactFiles
+from amnesia_bench.reporting.cause_texts import causes_markdown
+from amnesia_bench.reporting.causes import decide_causes
 from amnesia_bench.reporting.claims import decide
+from amnesia_bench.reporting.cost import cost_of_cells
 from amnesia_bench.reporting.drift import read_drift
 from amnesia_bench.reporting.figures import figures_of
+from amnesia_bench.reporting.overview import overview_markdown
 from amnesia_bench.reporting.page import page
 from amnesia_bench.reporting.paths import portable
 from amnesia_bench.reporting.sources import read_source
-from amnesia_bench.reporting.svg import standalone
 from amnesia_bench.reporting.table_slots import (
     FilledSlots,
     differing_settings,
+    engine_notes,
     fill_slots,
     refuse_ambiguous,
     unused_cells,
@@ -31,11 +38,12 @@ from amnesia_bench.reporting.table_slots import (
 )
 from amnesia_bench.reporting.tables import build_table, build_trade_offs, heat_maps_of
 from amnesia_bench.reporting.text_formats import csv_text, json_text, latex, table_markdown
+from amnesia_bench.reporting.training_losses import training_losses
 from amnesia_bench.requests.experiments import ReportRequest
 from amnesia_bench.store.files import explaining_write_errors, make_folder, replace_text
 from amnesia_bench.store.provenance import collect_provenance
 
-REPORT = "report.html"
+OVERVIEW, REPORT = "report.md", "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +82,12 @@ def _build(request: ReportRequest, out: Path, provenance: Provenance) -> Report:
     sources = [read_source(source, out, files) for source in request.sources]
     entries = [entry for source_entries, _ in sources for entry in source_entries]
     refuse_ambiguous(entries, tables)
+    analyses = [read_analysis(source, files) for source in request.analyses]
     slots = {name: fill_slots(entries, table) for name, table in tables.items()}
     unused = unused_cells(entries, list(slots.values()), tables)
     if entries and not any(slots.values()):
         raise UserError(
-            f"no column of {', '.join(tables)} matches any of the {len(entries)} cells given",
+            f"no column of {', '.join(tables)} matches the {counted(len(entries), 'cell')} given",
             hint="\n".join(unused),
         )
     return Report(
@@ -89,6 +98,7 @@ def _build(request: ReportRequest, out: Path, provenance: Provenance) -> Report:
             dirty=provenance.dirty,
             created=provenance.started,
         ),
+        cost=cost_of_cells(entries),
         tables=tuple(_report_on(name, tables[name], slots[name]) for name in tables),
         drift=tuple(read_drift(source, out) for source in request.drift),
         notes=(
@@ -97,6 +107,7 @@ def _build(request: ReportRequest, out: Path, provenance: Provenance) -> Report:
             *unused,
             *without_column(entries, list(slots.values()), tables),
         ),
+        causes=decide_causes(analyses, entries) if analyses else None,
     )
 
 
@@ -112,7 +123,11 @@ def _write(report: Report, out: Path) -> tuple[Path, ...]:
         }
     if report.drift:
         files["drift.json"] = json_text(report.drift)
+    if report.causes is not None:
+        files["why.md"] = causes_markdown(report.causes)
+        files["why.json"] = json_text(report.causes, made=report.made)
     files |= {f"{figure}.svg": standalone(drawn) for figure, drawn in figures_of(report).items()}
+    files[OVERVIEW] = overview_markdown(report)
     files[REPORT] = page(report)
     with explaining_write_errors(out, "the files written before it are complete"):
         make_folder(out)
@@ -136,7 +151,12 @@ def _report_on(name: str, table: TableConfig, slots: FilledSlots) -> TableReport
         claims=_claims(table, slots),
         heat_maps=heat_maps_of(table, slots),
         trade_offs=build_trade_offs(table, slots),
-        notes=differing_settings(slots),
+        notes=(
+            *table.notes,
+            *training_losses(slots),
+            *engine_notes(slots),
+            *differing_settings(slots),
+        ),
     )
 
 

@@ -1,38 +1,63 @@
-"""Decide claims: each is an inequality, which is decided by the 95 % interval of its left side.
+"""Decide claims: each is an inequality between a weighted sum of methods and a bound.
 
-The left side is a weighted sum of methods, the right side a bound. A claim holds if the interval is
-above the bound, does not hold if it is below, and is not shown if the interval contains the bound.
 If the rows have answers to the same prompts, the weighted sum is computed per prompt, which cancels
-the variation that the rows share; the answers to one prompt from all seeds are one cluster.
+the variation that the rows share.
 
-The interval is that of Bonett and Price (2012) for paired proportions, generalised to arbitrary
-weights: add one pseudo-prompt at each extreme of the sum, then compute the normal interval. It
-accounts for the choice of prompts, but not for the variation between training runs, which the
-estimates by seed show.
+With several seeds, the seed decides: a claim holds if the sum is above the bound by the exact
+sign-flip test of the seeds' sums (p < 0.05, two-sided), does not hold if it is below by this test,
+and is not shown otherwise. With fewer than six seeds, no such test can be significant. The interval
+is the bootstrap interval over seeds and prompts, widened to contain the interval over prompts.
+
+Without several seeds, the 95 % interval over prompts decides: a claim holds if the interval is
+above the bound, does not hold if it is below, and is not shown if the interval contains the bound.
+It is the interval of Bonett and Price (2012) for paired proportions, generalised to arbitrary
+weights: add one pseudo-prompt at each extreme of the sum, then compute the normal interval.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import numpy as np
 
 from amnesia_bench.config.report_schema import Claim, TableConfig
+from amnesia_bench.records.evaluation import Interval
 from amnesia_bench.records.report import ClaimVerdict, Condition, DecidedClaim
-from amnesia_bench.reporting.pooling import SlotCells, by_prompt, common_answers, seed_means
+from amnesia_bench.reporting.answers import AnswerKey
+from amnesia_bench.reporting.pooling import (
+    SlotCells,
+    answers_by_seed,
+    by_prompt,
+    common_answers,
+    seed_means,
+)
 from amnesia_bench.reporting.published import published_value
 from amnesia_bench.reporting.table_layout import column_key
 from amnesia_bench.reporting.table_slots import FilledSlots
-from amnesia_bench.statistics import clustered_mean
+from amnesia_bench.statistics.intervals import clustered_mean
+from amnesia_bench.statistics.over_seeds import (
+    ALPHA,
+    BOOTSTRAP_METHOD,
+    bootstrap_means,
+    sign_flip_over_seeds,
+    widened,
+)
+from amnesia_bench.statistics.resampling import percentile_interval
 
+_LEVEL = 0.95
 _Z = 1.959963984540054  # two-sided 95 %
 _TIE = 1e-9  # tolerance, since sums of the paper's decimals may differ from 0 by rounding errors
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sum:
-    """The weighted sum of methods in one column, and the centre and variance of its interval."""
+    """The weighted sum of methods in one or two columns, with its normal interval over prompts.
+
+    `columns` has the sum in each column for every seed and prompt. If the answers are unknown, it
+    has one value per seed instead, and `paired` is false.
+    """
 
     estimate: float
     centre: float
@@ -40,7 +65,29 @@ class _Sum:
     n: int
     prompts: int
     paired: bool
-    by_seed: Mapping[str, float] = field(default_factory=dict)
+    columns: tuple[Mapping[AnswerKey, float], ...]
+
+    @property
+    def over_prompts(self) -> Interval:
+        half = _Z * math.sqrt(self.variance)
+        low, high = self.centre - half, self.centre + half
+        return Interval(low=low, high=high, level=_LEVEL, method="normal")
+
+    @property
+    def by_seed(self) -> dict[str, float]:
+        """The sum of each named seed that all columns have."""
+        means = [seed_means(values) for values in self.columns]
+        seeds = [seed for seed in means[0] if all(seed in other for other in means)]
+        return {seed: sum(values[seed] for values in means) for seed in seeds}
+
+    def over_seeds(self) -> Interval:
+        """Return the bootstrap interval over seeds and prompts."""
+        columns = [answers_by_seed(values) for values in self.columns]
+        draws = sum(
+            bootstrap_means([values[seed] for seed in self.by_seed], stream)
+            for stream, values in enumerate(columns)
+        )
+        return percentile_interval(np.asarray(draws), BOOTSTRAP_METHOD)
 
 
 def decide(table: TableConfig, slots: FilledSlots) -> tuple[DecidedClaim, ...]:
@@ -98,29 +145,53 @@ def _condition(
             value = published_value(table.published, model, method, key)
             published += math.nan if value is None else weight * value
     total = _add_sums(sums) if sums and None not in sums and not missing else None
-    half = 0.0 if total is None else _Z * math.sqrt(total.variance)
+    theirs = None if math.isnan(published) else published
+    if total is None:
+        return Condition(
+            model=model,
+            column=column,
+            estimate=None,
+            low=None,
+            high=None,
+            n=0,
+            prompts=0,
+            by_seed={},
+            p_value=None,
+            paired=False,
+            missing=tuple(missing),
+            verdict=ClaimVerdict.NOT_SHOWN,
+            theirs=theirs,
+        )
+    interval, estimate, p_value = total.over_prompts, total.estimate, None
+    if len(by_seed := total.by_seed) > 1:
+        interval = widened(total.over_seeds(), interval)
+        estimate = sum(by_seed.values()) / len(by_seed)
+        p_value = sign_flip_over_seeds([value - claim.above for value in by_seed.values()])
     return Condition(
         model=model,
         column=column,
-        estimate=None if total is None else total.estimate,
-        low=None if total is None else total.centre - half,
-        high=None if total is None else total.centre + half,
-        n=0 if total is None else total.n,
-        prompts=0 if total is None else total.prompts,
-        by_seed={} if total is None else total.by_seed,
-        paired=total is not None and total.paired,
-        missing=tuple(missing),
-        verdict=ClaimVerdict.NOT_SHOWN
-        if total is None
-        else _verdict(total.centre - half, total.centre + half, claim.above),
-        theirs=None if math.isnan(published) else published,
+        estimate=estimate,
+        low=interval.low,
+        high=interval.high,
+        n=total.n,
+        prompts=total.prompts,
+        by_seed=by_seed,
+        p_value=p_value,
+        paired=total.paired,
+        missing=(),
+        verdict=_verdict(estimate, interval, p_value, claim.above),
+        theirs=theirs,
     )
 
 
-def _verdict(low: float, high: float, above: float) -> ClaimVerdict:
-    if low > above:
-        return ClaimVerdict.HOLDS
-    return ClaimVerdict.DOES_NOT_HOLD if high < above else ClaimVerdict.NOT_SHOWN
+def _verdict(
+    estimate: float, interval: Interval, p_value: float | None, above: float
+) -> ClaimVerdict:
+    """Decide by the test over seeds if there is one, else by the interval."""
+    shown = interval.low > above or interval.high < above if p_value is None else p_value < ALPHA
+    if not shown:
+        return ClaimVerdict.NOT_SHOWN
+    return ClaimVerdict.HOLDS if estimate > above else ClaimVerdict.DOES_NOT_HOLD
 
 
 def _weighted_sum(rows: Mapping[str, SlotCells], weights: Mapping[str, float]) -> _Sum | None:
@@ -147,7 +218,7 @@ def _weighted_sum(rows: Mapping[str, SlotCells], weights: Mapping[str, float]) -
             n=len(sums),
             prompts=len(prompts),
             paired=True,
-            by_seed=seed_means(sums),
+            columns=(sums,),
         )
     estimate = variance = 0.0
     for method, weight in weights.items():
@@ -165,7 +236,23 @@ def _weighted_sum(rows: Mapping[str, SlotCells], weights: Mapping[str, float]) -
         n=min(row.n for row in rows.values()),
         prompts=min(row.prompts for row in rows.values()),
         paired=False,
+        columns=(_sums_by_seed(rows, weights),),
     )
+
+
+def _sums_by_seed(
+    rows: Mapping[str, SlotCells], weights: Mapping[str, float]
+) -> dict[AnswerKey, float]:
+    """Return the weighted sum of the rows' values for each seed that all rows with seeds have."""
+    seeded = [row.by_seed for row in rows.values() if row.by_seed]
+    common = set.intersection(*map(set, seeded)) if seeded else set()
+    return {
+        (seed, seed, 0): sum(
+            weight * rows[method].by_seed.get(seed, rows[method].value or 0.0)
+            for method, weight in weights.items()
+        )
+        for seed in sorted(common)
+    }
 
 
 def _add_sums(sums: Sequence[_Sum | None]) -> _Sum | None:
@@ -173,7 +260,6 @@ def _add_sums(sums: Sequence[_Sum | None]) -> _Sum | None:
     known = [term for term in sums if term is not None]
     if len(known) != len(sums):
         return None
-    seeds = Counter(seed for term in known for seed in term.by_seed)
     return _Sum(
         estimate=sum(term.estimate for term in known),
         centre=sum(term.centre for term in known),
@@ -181,11 +267,7 @@ def _add_sums(sums: Sequence[_Sum | None]) -> _Sum | None:
         n=min(term.n for term in known),
         prompts=min(term.prompts for term in known),
         paired=all(term.paired for term in known),
-        by_seed={
-            seed: sum(term.by_seed[seed] for term in known)
-            for seed, count in seeds.items()
-            if count == len(known)
-        },
+        columns=tuple(column for term in known for column in term.columns),
     )
 
 

@@ -53,8 +53,10 @@ _Norms = Iterable[tuple[int, str, float, float]]
 
 def _of_restoration(restoration: Restoration) -> _Norms:
     for tensor in restoration.tensors:
-        if tensor.norm_pre is not None and tensor.norm_post_minus_pre is not None:
-            yield tensor.layer, tensor.role.value, tensor.norm_pre, tensor.norm_post_minus_pre
+        known = tensor.norm_pre is not None and tensor.norm_post_minus_pre is not None
+        if known and tensor.layer is not None and tensor.role is not None:
+            drift = tensor.norm_post_minus_pre or 0.0
+            yield tensor.layer, tensor.role.value, tensor.norm_pre or 0.0, drift
 
 
 def _of_difference(difference: CheckpointDifference) -> _Norms:

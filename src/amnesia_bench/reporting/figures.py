@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
+from amnesia_bench.drawing import svg
+from amnesia_bench.drawing.labels import CHARACTER, LINE, spread_labels
 from amnesia_bench.records.ids import BEFORE_SFT
 from amnesia_bench.records.recall import HeatMap
 from amnesia_bench.records.report import (
@@ -16,8 +18,7 @@ from amnesia_bench.records.report import (
     TableReport,
     TaskHeatMap,
 )
-from amnesia_bench.reporting import svg
-from amnesia_bench.reporting.labels import CHARACTER, LINE, spread_labels
+from amnesia_bench.reporting.cause_figures import cause_figures
 from amnesia_bench.reporting.table_layout import length_label, task_label
 from amnesia_bench.reporting.trade_off_figure import trade_off_figure
 
@@ -33,6 +34,8 @@ _MAX_WIDTH = 1200.0  # width of a laptop's screen minus the page margins
 def figures_of(report: Report) -> dict[str, str]:
     """Return every figure for which there are data, as SVG text by file name without suffix."""
     drawn = drift_figures(report)
+    if report.causes is not None:
+        drawn |= cause_figures(report.causes)
     for table_report in report.tables:
         figures = figures_on(table_report) | heat_maps_on(table_report)
         prefix = table_report.table.name
@@ -95,12 +98,16 @@ def recall_figure(table: ReportTable, model: str) -> str | None:
 
 
 def _bands(table: ReportTable) -> list[list[str]]:
-    """Return one list of table rows per fine-tune, each of which includes the row before SFT."""
-    tunes = dict.fromkeys(row.partition("@")[2] for row in table.methods if row != BEFORE_SFT)
+    """Return one list of table rows per fine-tune, each of which includes the row before SFT.
+
+    Rows that have no mark of their own are omitted, since their lines could not be told apart.
+    """
+    marked = [row for row in table.methods if row.partition("@")[0] in svg.MARKS]
+    tunes = dict.fromkeys(row.partition("@")[2] for row in marked if row != BEFORE_SFT)
     return [
-        [row for row in table.methods if row == BEFORE_SFT or row.partition("@")[2] == tune]
+        [row for row in marked if row == BEFORE_SFT or row.partition("@")[2] == tune]
         for tune in tunes
-    ] or [list(table.methods)]
+    ] or [marked]
 
 
 def _recall_band(

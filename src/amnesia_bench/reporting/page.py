@@ -7,14 +7,18 @@ from html import escape
 from pathlib import Path
 
 from amnesia_bench.records.report import ClaimVerdict, DecidedClaim, Report, TableReport
+from amnesia_bench.reporting.cause_texts import causes_html
 from amnesia_bench.reporting.figures import drift_figures, figures_on, heat_maps_on
 from amnesia_bench.reporting.page_tables import Anchors, anchors_of, results, sources
 from amnesia_bench.reporting.text_formats import incomplete
 from amnesia_bench.reporting.wording import (
     format_condition,
+    format_cost,
     format_estimate,
     format_provenance,
     format_sample_sizes,
+    format_uncertainty,
+    how_claims_are_decided,
     legend,
     summary,
 )
@@ -25,6 +29,7 @@ _SIGNS = {
     ClaimVerdict.HOLDS: ("yes", "✓"),
     ClaimVerdict.DOES_NOT_HOLD: ("no", "✗"),
     ClaimVerdict.NOT_SHOWN: ("open", "?"),
+    ClaimVerdict.NOT_ENOUGH_DATA: ("open", "…"),
 }
 _STYLE = Path(__file__).with_name("page.css")
 
@@ -40,10 +45,12 @@ def page(report: Report) -> str:
         _claims(tables),
         *(_section(table_report, anchors) for table_report in tables),
         *_figure_section("Drift of the weights", drift_figures(report)),
+        "" if report.causes is None else causes_html(report.causes, _SIGNS),
         "<h2>Sources</h2>",
         sources([table_report.table for table_report in tables], anchors),
         _list("Notes", report.notes),
-        f"<footer class=muted>{escape(format_provenance(report.made))}"
+        f"<footer class=muted>{escape(format_provenance(report.made))}. "
+        f"{escape(format_cost(report.cost))}"
         "<details><summary>command</summary>"
         f"<code>{escape(' '.join(report.made.command))}</code></details></footer>",
     ]
@@ -79,10 +86,7 @@ def _claims(tables: Sequence[TableReport]) -> str:
     return (
         "<table class=claims><thead><tr><th>our numbers<th>points<th>claim"
         f"<th>the paper's numbers<th>place</tr></thead>{''.join(bodies)}</table>"
-        "<p class=muted>A claim holds if the 95 % interval of its inequality is above the bound "
-        "for every model and column that it names. It does not hold if the interval is below the "
-        "bound for at least one of them. The interval covers other prompts with the same "
-        "checkpoints, not other training runs; the seeds show how those differ.</p>"
+        f"<p class=muted>{escape(how_claims_are_decided(tables))}</p>"
     )
 
 
@@ -113,7 +117,8 @@ def _section(report: TableReport, anchors: Anchors) -> str:
     parts = [
         f"<section id={escape(table.name)}><h2>{escape(table.title)}</h2>",
         results(table, anchors),
-        f"<p class=muted>{escape(legend(table))} {escape(format_sample_sizes(table))}</p>",
+        f"<p class=muted>{escape(legend(table))} {escape(format_sample_sizes(table))} "
+        f"{escape(format_uncertainty(table))}</p>",
         *map(_figure, figures_on(report).values()),
         f"<details><summary>recall by depth and length</summary>{maps}</details>" if maps else "",
         _list("Incomplete", incomplete(table)),

@@ -17,11 +17,11 @@ from amnesia_bench.records.report import (
 from amnesia_bench.reporting.table_layout import full_name
 from amnesia_bench.reporting.text_formats import address
 from amnesia_bench.reporting.wording import (
+    format_cell_size,
     format_marks,
     format_percent,
     format_points,
     format_reference,
-    format_sample_size,
     format_test,
 )
 
@@ -87,7 +87,7 @@ def _tooltip_lines(cell: ReportedCell, column: Column) -> Iterator[str]:
         yield cell.reason
     if cell.interval is not None:
         low, high = format_percent(cell.interval.low), format_percent(cell.interval.high)
-        counts = format_sample_size(cell.n, cell.prompts, cell.repeats)
+        counts = format_cell_size(cell)
         yield f"95 % interval {low} to {high} ({cell.interval.method}), {counts}"
     if cell.difference is not None:
         inside = "inside" if cell.theirs_inside else "outside"

@@ -1,8 +1,9 @@
 """Pool the cells that belong to one slot of a table, one cell per seed.
 
-The answers to one prompt from all seeds form a cluster, so prompts are the sampling unit of
-standard errors. These errors do not cover the variation between training runs, which the values by
-seed show.
+The seed is the sampling unit: intervals come from a bootstrap over seeds and, within them, prompts
+(`statistics.over_seeds`). Such an interval is never narrower than the interval over prompts, in
+which the answers to one prompt from all seeds form a cluster: a few seeds may agree by luck, and
+seeds that answer everything correctly have no spread at all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from dataclasses import dataclass
 from amnesia_bench.records.evaluation import Cell, Interval
 from amnesia_bench.reporting.answers import AnswerKey, Answers, prompts_identity
 from amnesia_bench.reporting.sources import CellEntry
-from amnesia_bench.statistics import clustered_mean, wilson
+from amnesia_bench.statistics.intervals import clustered_mean, wilson
+from amnesia_bench.statistics.over_seeds import (
+    BOOTSTRAP_METHOD,
+    bootstrap_means,
+    widened,
+)
+from amnesia_bench.statistics.resampling import percentile_interval
 
 _Z = 1.959963984540054  # two-sided 95 %
 _LEVEL = 0.95
@@ -64,10 +71,10 @@ class SlotCells:
 
     @property
     def value(self) -> float | None:
-        """The mean of the seeds' values, weighted by n."""
+        """The mean of the seeds' values."""
         if self.incomplete is not None:
             return None
-        return sum((entry.cell.value or 0.0) * entry.cell.n for entry in self.cells) / self.n
+        return sum(entry.cell.value or 0.0 for entry in self.cells) / len(self.cells)
 
     @property
     def stderr(self) -> float | None:
@@ -89,11 +96,21 @@ class SlotCells:
     def interval(self) -> Interval | None:
         """The interval of `value`.
 
-        For a single cell it is the cell's interval. For several seeds it is Wilson's interval if
-        the cells have Wilson's intervals, else the normal interval.
+        For a single cell it is the cell's interval. For several seeds it is the bootstrap interval
+        over seeds and prompts, widened to contain the interval over prompts.
         """
         if len(self.cells) == 1:
             return self.cells[0].cell.interval
+        over_prompts = self._over_prompts()
+        if over_prompts is None:
+            return None
+        # Where answers are unknown, each seed's value counts as a single one.
+        answers = self.answers or {(seed, seed, 0): value for seed, value in self.by_seed.items()}
+        draws = bootstrap_means(list(answers_by_seed(answers).values()))
+        return widened(percentile_interval(draws, BOOTSTRAP_METHOD), over_prompts)
+
+    def _over_prompts(self) -> Interval | None:
+        """Return the interval over prompts: Wilson's if the cells have it, else the normal one."""
         value, stderr = self.value, self.stderr
         if value is None or stderr is None:
             return None
@@ -147,10 +164,15 @@ def by_prompt(values: Mapping[AnswerKey, float]) -> dict[tuple[str, int], list[f
     return dict(prompts)
 
 
+def answers_by_seed(values: Mapping[AnswerKey, float]) -> dict[str, dict[tuple[str, int], float]]:
+    """Return the values of each named seed by prompt, in the order of the seeds' names."""
+    seeds: defaultdict[str, dict[tuple[str, int], float]] = defaultdict(dict)
+    for (seed, identity, doc), value in values.items():
+        if seed is not None:
+            seeds[seed][identity, doc] = value
+    return dict(sorted(seeds.items()))
+
+
 def seed_means(values: Mapping[AnswerKey, float]) -> dict[str, float]:
     """Return the mean value of each named seed."""
-    seeds: defaultdict[str, list[float]] = defaultdict(list)
-    for (seed, _, _), value in values.items():
-        if seed is not None:
-            seeds[seed].append(value)
-    return {seed: sum(seed_values) / len(seed_values) for seed, seed_values in seeds.items()}
+    return {seed: sum(own.values()) / len(own) for seed, own in answers_by_seed(values).items()}

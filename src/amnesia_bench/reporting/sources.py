@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.records.artifacts import Manifest, Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
 from amnesia_bench.reporting.artifact_files import ArtifactFiles
@@ -26,8 +26,9 @@ ANSWERS = "generations.jsonl"
 class CellEntry:
     """A cell with its labels in the report, the path of its file, and its origin.
 
-    `artifact` is the published folder that contains the file, or None; `files` reads and caches the
-    other files of the same folder.
+    `artifact` is the published folder that contains the file, or None. `ancestry` has the manifests
+    of this artifact and of those that it was made from, as far as they are on this machine. `files`
+    reads and caches the other files of the same folder.
     """
 
     model: str
@@ -37,6 +38,7 @@ class CellEntry:
     path: Path
     artifact: Path | None
     origin: Origin
+    ancestry: Mapping[Path, Manifest] = field(default_factory=dict, compare=False, repr=False)
     files: ArtifactFiles = field(default_factory=ArtifactFiles, compare=False, repr=False)
 
 
@@ -59,19 +61,21 @@ def read_source(
     for path in _visible(source.folder, *CELL_FILES):
         artifact = _artifact_of(path, source.folder)
         files.check_hash(path, artifact)
-        entries += (
-            CellEntry(
-                model=source.model or cell.model,
-                method=source.method or cell.method,
-                seed=source.seed,
-                cell=cell,
-                path=path,
-                artifact=artifact,
-                origin=_origin(source.seed, path, artifact, cell, out, files),
-                files=files,
+        for cell in _read_cells(path, artifact):
+            ancestry = _ancestry(artifact, cell, files)
+            entries.append(
+                CellEntry(
+                    model=source.model or cell.model,
+                    method=source.method or cell.method,
+                    seed=source.seed,
+                    cell=cell,
+                    path=path,
+                    artifact=artifact,
+                    origin=_origin(source.seed, path, artifact, ancestry, out),
+                    ancestry=ancestry,
+                    files=files,
+                )
             )
-            for cell in _read_cells(path, artifact)
-        )
     if entries:
         return tuple(entries), ()
     answers = any(_visible(source.folder, ANSWERS))
@@ -108,23 +112,17 @@ def _origin(
     seed: str | None,
     path: Path,
     artifact: Path | None,
-    cell: Cell,
+    ancestry: Mapping[Path, Manifest],
     out: Path,
-    files: ArtifactFiles,
 ) -> Origin:
-    manifest = None if artifact is None else files.manifest(artifact)
-    parents = (*cell.parents, *(manifest.parents if manifest else ()))
-    dirty: dict[Path, None] = {}
-    if artifact is not None and manifest is not None and manifest.provenance.dirty:
-        dirty[artifact / MANIFEST] = None
-    _collect_dirty(parents, files, dirty, set())
+    dirty = [folder for folder, manifest in ancestry.items() if manifest.provenance.dirty]
     return Origin(
         seed=seed,
         path=display_path(path if artifact is None else artifact / MANIFEST, out),
         manifest_sha256=None if artifact is None else sha256_of(artifact / MANIFEST),
         stage=(artifact or path.parent).name,
-        commit=None if manifest is None else manifest.provenance.commit,
-        dirty=tuple(display_path(changed, out) for changed in dirty),
+        commit=None if artifact is None else ancestry[artifact].provenance.commit,
+        dirty=tuple(display_path(folder / MANIFEST, out) for folder in dirty),
     )
 
 
@@ -138,16 +136,24 @@ def _artifact_of(path: Path, top: Path) -> Path | None:
     return None
 
 
-def _collect_dirty(
-    parents: tuple[Parent, ...], files: ArtifactFiles, dirty: dict[Path, None], seen: set[Path]
+def _ancestry(artifact: Path | None, cell: Cell, files: ArtifactFiles) -> dict[Path, Manifest]:
+    """Return the manifests of a cell's artifact and its ancestors, by folder; the own one first."""
+    manifests: dict[Path, Manifest] = {}
+    parents = list(cell.parents)
+    if artifact is not None:
+        manifests[artifact] = files.manifest(artifact)
+        parents += manifests[artifact].parents
+    _collect(parents, files, manifests)
+    return manifests
+
+
+def _collect(
+    parents: Sequence[Parent], files: ArtifactFiles, manifests: dict[Path, Manifest]
 ) -> None:
     for parent in parents:
         place = Path(parent.location)
         folder = place.parent if place.is_file() else place
-        if folder in seen or not (folder / MANIFEST).is_file():
+        if folder in manifests or not (folder / MANIFEST).is_file():
             continue
-        seen.add(folder)
-        manifest = files.manifest(folder)
-        if manifest.provenance.dirty:
-            dirty[folder / MANIFEST] = None
-        _collect_dirty(manifest.parents, files, dirty, seen)
+        manifests[folder] = files.manifest(folder)
+        _collect(manifests[folder].parents, files, manifests)

@@ -177,6 +177,44 @@ def _merge_entries(known: CellEntry | None, new: CellEntry) -> CellEntry:
     )
 
 
+def engine_notes(slots: FilledSlots) -> tuple[str, ...]:
+    """Return a note on the inference engines that generated the answers of a table.
+
+    If there are several, the note lists the models, or the rows and columns, of each. Sampled
+    answers differ between engines, so a difference between their cells is not only one between
+    models.
+    """
+    cells: defaultdict[str, list[TableSlot]] = defaultdict(list)
+    for slot, slot_cells in slots.items():
+        for engine in dict.fromkeys(_engine_of(entry) for entry in slot_cells.cells):
+            if engine is not None:
+                cells[engine].append(slot)
+    if len(cells) <= 1:
+        return tuple(f"Inference engine: {engine}" for engine in cells)
+    whole = {
+        model: [engine for engine, made in cells.items() if any(m == model for m, _, _ in made)]
+        for model, _, _ in slots
+    }
+    lists = []
+    for engine, made in cells.items():
+        names = dict.fromkeys(
+            model if len(whole[model]) == 1 else f"{model} {row} {column}"
+            for model, row, column in made
+        )
+        lists.append(f"{engine} ({', '.join(names)})")
+    return (
+        "Cells of this table were made by different inference engines, so compare them with care: "
+        + "; ".join(lists),
+    )
+
+
+def _engine_of(entry: CellEntry) -> str | None:
+    settings = entry.cell.settings
+    if (name := settings.get("engine")) is None:
+        return None
+    return typed_path(f"{name} {settings.get(name, '')}".strip())
+
+
 def differing_settings(slots: FilledSlots) -> tuple[str, ...]:
     """Return a note on each setting that differs between a model's rows in the same column."""
     values: defaultdict[tuple[str, str, str], set[str]] = defaultdict(set)

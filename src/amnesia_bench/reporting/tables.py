@@ -16,11 +16,12 @@ from amnesia_bench.records.report import (
     TradeOffPoint,
 )
 from amnesia_bench.reporting.answers import recall_samples_of
-from amnesia_bench.reporting.pooling import SlotCells, by_prompt, common_answers
+from amnesia_bench.reporting.pooling import SlotCells, by_prompt, common_answers, seed_means
 from amnesia_bench.reporting.published import published_value, remarks_on
 from amnesia_bench.reporting.table_layout import after_sft, column_key, table_columns
 from amnesia_bench.reporting.table_slots import FilledSlots, TableSlot
-from amnesia_bench.statistics import sign_flip_p_value
+from amnesia_bench.statistics.over_seeds import sign_flip_over_seeds
+from amnesia_bench.statistics.paired_tests import paired_permutation_p_value
 
 
 def build_table(name: str, config: TableConfig, slots: FilledSlots) -> ReportTable:
@@ -79,16 +80,22 @@ def paired_test(first: SlotCells, second: SlotCells) -> PairedTest | None:
     answers = common_answers((first, second))
     if not answers or first.repeats != second.repeats:
         return None
-    # Seeds may share a prompt, so the sign-flip test flips all answers to a prompt together.
-    first_sums, second_sums = (
-        [sum(values) for values in by_prompt({key: v[i] for key, v in answers.items()}).values()]
-        for i in (0, 1)
-    )
+    differences = {key: ours - theirs for key, (ours, theirs) in answers.items()}
+    seeds = seed_means(differences)
+    by_prompts = by_prompt(differences)
+    if len(seeds) > 1:
+        difference = sum(seeds.values()) / len(seeds)
+        p_value = sign_flip_over_seeds(list(seeds.values()))
+    else:
+        sums = [sum(values) for values in by_prompts.values()]
+        difference = sum(sums) / len(answers)
+        p_value = paired_permutation_p_value(sums, [0.0] * len(sums))[0]
     return PairedTest(
-        difference=(sum(first_sums) - sum(second_sums)) / len(answers),
-        p_value=sign_flip_p_value(first_sums, second_sums, first.repeats),
+        difference=difference,
+        p_value=p_value,
         n=len(answers),
-        prompts=len(first_sums),
+        prompts=len(by_prompts),
+        seeds=max(1, len(seeds)),
     )
 
 

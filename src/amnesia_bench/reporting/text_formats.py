@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
 from urllib.parse import quote
 
-from amnesia_bench.markdown import code, escape
+from amnesia_bench.markdown import code, escape, markdown_table
 from amnesia_bench.records import codec
 from amnesia_bench.records.report import (
     Origin,
@@ -25,6 +25,7 @@ from amnesia_bench.reporting.wording import (
     format_provenance,
     format_reference,
     format_sample_sizes,
+    format_uncertainty,
     format_value,
     legend,
 )
@@ -45,36 +46,11 @@ _CSV_HEADS = (
 def table_markdown(table_report: TableReport, report: Report) -> str:
     """Return one table of a report as Markdown, with its claims, sources and notes."""
     table = table_report.table
-    published = any(cell.theirs is not None for cell in table.cells)
-    heads = ["model", "method", *(escape(f"{c.group} {c.label}".strip()) for c in table.columns)]
-    rows = [
-        [escape(model), escape(label)]
-        + [
-            f"{format_value(cell)} {format_reference(cell, published=published)}".rstrip()
-            for cell in (table.cell(model, method, c.key) for c in table.columns)
-        ]
-        for model in table.models
-        for method, label in table.methods.items()
-    ]
-    lines = [
-        f"## {escape(table.title)}",
-        "",
-        *_markdown_table(heads, rows, left=2),
-        "",
-        legend(table),
-        "",
-    ]
-    if sizes := format_sample_sizes(table):
-        lines += [f"Sample sizes: {escape(sizes)}.", ""]
+    lines = [f"## {escape(table.title)}", "", *results_markdown(table)]
     lines += [f"- {escape(reason)}" for reason in incomplete(table)]
     lines += ["", "### Claims", ""]
-    claims = table_report.claims
-    lines += _markdown_table(
-        ["claim", "our numbers", "the paper's numbers", "place"],
-        [[escape(c.text), f"**{c.verdict}**", c.in_paper, escape(c.place)] for c in claims],
-        left=4,
-    )
-    for claim in claims:
+    lines += _claims_markdown(table_report)
+    for claim in table_report.claims:
         lines += ["", f"{escape(claim.text)} {code(claim.formula)}", ""]
         lines += [
             f"- {escape(condition.model)}, {escape(condition.column)}: {condition.verdict}. "
@@ -87,6 +63,39 @@ def table_markdown(table_report: TableReport, report: Report) -> str:
         if items:
             lines += [f"### {title}", "", *(f"- {escape(item)}" for item in items), ""]
     return "\n".join([*lines, escape(format_provenance(report.made))]) + "\n"
+
+
+def results_markdown(table: ReportTable) -> list[str]:
+    """Return the lines of a table's values, with the sentences that explain them."""
+    published = any(cell.theirs is not None for cell in table.cells)
+    heads = ["model", "method", *(escape(f"{c.group} {c.label}".strip()) for c in table.columns)]
+    rows = [
+        [escape(model), escape(label)]
+        + [
+            f"{format_value(cell)} {format_reference(cell, published=published)}".rstrip()
+            for cell in (table.cell(model, method, c.key) for c in table.columns)
+        ]
+        for model in table.models
+        for method, label in table.methods.items()
+    ]
+    lines = [*markdown_table(heads, rows, left=2), "", legend(table), ""]
+    if sizes := format_sample_sizes(table):
+        lines += [f"Sample sizes: {escape(sizes)}.", ""]
+    if uncertainty := format_uncertainty(table):
+        lines += [escape(uncertainty), ""]
+    return lines
+
+
+def _claims_markdown(table_report: TableReport) -> list[str]:
+    """Return the lines of a table of claims with their verdicts."""
+    return markdown_table(
+        ["claim", "our numbers", "the paper's numbers", "place"],
+        [
+            [escape(claim.text), f"**{claim.verdict}**", claim.in_paper, escape(claim.place)]
+            for claim in table_report.claims
+        ],
+        left=4,
+    )
 
 
 def csv_text(table: ReportTable) -> str:
@@ -171,12 +180,7 @@ def _sources(table: ReportTable) -> list[str]:
         return ["No cell is measured yet."]
     heads = ["model", "method", "seed", "stage", "manifest sha256", "commit"]
     heads.append("uncommitted changes")
-    return _markdown_table(heads, [list(row) for row in rows], left=len(heads))
-
-
-def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
-    rule = ["---" if i < left else "--:" for i in range(len(heads))]
-    return [f"| {' | '.join(row)} |" for row in (heads, rule, *rows)]
+    return markdown_table(heads, [list(row) for row in rows], left=len(heads))
 
 
 def json_text(record: object, **more: object) -> str:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
+from amnesia_bench.drawing import svg
+from amnesia_bench.drawing.labels import LINE, Rectangle, place_labels
 from amnesia_bench.records.report import ReportedCell, TradeOffCurve, TradeOffPoint
-from amnesia_bench.reporting import svg
-from amnesia_bench.reporting.labels import LINE, Rectangle, place_labels
 
 _WIDTH, _HEIGHT = 760.0, 400.0
 _LEFT, _TOP, _BOTTOM = 58.0, 14.0, 42.0
@@ -16,7 +16,7 @@ _ROUND = 0.1  # axes end at multiples of this value
 
 
 def trade_off_figure(curve: TradeOffCurve) -> str:
-    """Draw a labelled point per row, its two intervals, and the lines that connect points."""
+    """Draw a point per row, its label and intervals if any, and lines that connect points."""
     box = svg.Box(
         left=_LEFT,
         top=_TOP,
@@ -43,7 +43,7 @@ def trade_off_figure(curve: TradeOffCurve) -> str:
     for point in curve.points:
         parts.append(svg.marker(*at[point.row], _mark(point.row)))
     area = Rectangle(box.left, box.top, box.left + box.width, box.top + box.height)
-    labelled = [(*at[point.row], point.label) for point in curve.points]
+    labelled = [(*at[point.row], point.label) for point in curve.points if point.label]
     for (x, y, words), place in zip(labelled, place_labels(labelled, area, busy), strict=True):
         parts += _label(x, y, words, place)
     return svg.picture(_WIDTH, _HEIGHT, f"{curve.model}: recall against reasoning", parts)

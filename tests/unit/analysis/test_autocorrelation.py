@@ -16,7 +16,7 @@ PI = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
 
 def _texts(rows):
     taken = tuple(Text(np.array(row, np.int32), np.ones(len(row), bool)) for row in rows)
-    return Texts("chain", None, taken, 0, 0)
+    return Texts("chain", None, taken, 0, 0, "chain")
 
 
 def _chains(gap, count, tokens, rng):

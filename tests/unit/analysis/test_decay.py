@@ -23,10 +23,10 @@ def _texts(curve, texts=40, noise=0.05, seed=0):
     return resample_ratio(sums, np.ones_like(sums), draw_weights(texts, rng), first=1)
 
 
-@pytest.mark.parametrize("by_precision", [True, False])
+@pytest.mark.parametrize("noisy", [True, False])
 @pytest.mark.parametrize("rate", [0.2, 0.01])
-def test_an_exponential_is_found_again(rate, by_precision):
-    fit = fit_decay(_texts(3 * np.exp(-rate * DISTANCES)), by_precision=by_precision)
+def test_an_exponential_is_found_again(rate, noisy):
+    fit = fit_decay(_texts(3 * np.exp(-rate * DISTANCES)), noisy=noisy)
     assert fit.rate.interval.low < rate < fit.rate.interval.high
     assert fit.amplitude == pytest.approx(3, rel=0.03)
     assert fit.r_squared > 0.99
@@ -56,6 +56,38 @@ def test_a_flat_tail_is_told_from_an_exponential():
     assert flat.far.rate.value < 0.1 * flat.near.rate.value
 
 
+@pytest.mark.parametrize("noisy", [True, False])
+def test_the_excess_of_a_tail_is_that_over_the_fit_of_the_near_half(noisy):
+    noise = np.where(DISTANCES < 10, 0.01, 0.3)  # so that equal weights would be another fit
+    curve = _texts(np.exp(-0.1 * DISTANCES) + 0.02, noise=noise)
+    tail, far = describe_tail(curve, noisy=noisy), curve.part(51, 100)
+    extrapolated = np.mean([tail.near.at(distance) for distance in far.distances])
+    assert tail.excess.value == pytest.approx(far.values.mean() / extrapolated)
+
+
+def test_a_few_distances_at_zero_do_not_end_a_fit():
+    """Three distances at 0 in a slow decay, as in essays."""
+    curve = 0.01 * np.exp(-0.02 * DISTANCES)
+    curve[8:11] = 0.0
+    rng = np.random.default_rng(5)
+    texts = curve + 0.002 * rng.standard_normal((200, 100))
+    resampled = resample_ratio(texts, np.ones_like(texts), draw_weights(200, rng), first=1)
+    part = from_peak(resampled)
+    assert part.last > 90
+    assert fit_decay(part, noisy=True).rate.value == pytest.approx(0.02, rel=0.2)
+
+
+def test_a_noisy_fit_has_the_least_squared_error():
+    from scipy.optimize import curve_fit
+
+    rng = np.random.default_rng(2)
+    values = 0.3 * np.exp(-0.15 * DISTANCES) + 0.01 * rng.standard_normal(100)
+    fit = fit_decay(Resampled(values, np.zeros((0, 100)), 1), noisy=True)
+    expected, _ = curve_fit(lambda d, a, r: a * np.exp(-r * d), DISTANCES, values, (1.0, 0.1))
+    assert fit.amplitude == pytest.approx(expected[0], rel=1e-4)
+    assert fit.rate.value == pytest.approx(expected[1], rel=1e-4)
+
+
 def test_what_grows_has_no_scale():
     fit = fit_decay(_texts(np.exp(0.01 * DISTANCES)))
     assert fit.rate.value < 0
@@ -74,8 +106,8 @@ def test_the_reach_is_the_distance_that_holds_the_mass():
 
 
 def test_the_stretch_from_the_peak_ends_where_noise_begins():
-    values = np.array([-1.0, 0.5, 2.0, 1.0, 0.5, 0.0, 0.3])
-    resamplings = values + np.array([[-0.1], [0.1]]) * np.ones(7)
+    values = np.array([-1.0, 0.5, 2.0, 1.0, 0.5, 0.0, 0.05, 0.3])
+    resamplings = values + np.array([[-0.1], [0.1]]) * np.ones(8)
     found = from_peak(Resampled(values, resamplings, 1))
     assert (found.first, found.last) == (3, 5)
     empty = from_peak(Resampled(np.array([0.01, -0.2]), np.array([[-0.1, 0.1], [0.1, 0.0]]), 1))

@@ -1,10 +1,14 @@
 """Figures of `amnesia analyze`: what they draw is what the records say."""
 
+import math
 import re
 import xml.etree.ElementTree as ET
 
 import pytest
 
+from amnesia_bench.drawing import svg
+from amnesia_bench.drawing.attention_figures import autocorrelation_figure, distance_figure
+from amnesia_bench.drawing.attention_map_figure import map_figure
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.attention import (
     Autocorrelation,
@@ -18,9 +22,6 @@ from amnesia_bench.records.attention import (
     PooledAttention,
 )
 from amnesia_bench.records.evaluation import Interval
-from amnesia_bench.reporting import svg
-from amnesia_bench.reporting.attention_figures import autocorrelation_figure, distance_figure
-from amnesia_bench.reporting.attention_map_figure import map_figure
 
 PARENT = Parent(role="pre", location="here", identity="sha256:0")
 
@@ -69,6 +70,26 @@ def test_a_map_is_dark_for_little_and_its_ratio_bright_for_more():
 
 def test_a_map_alone_has_no_ratio():
     assert not any("log" in text for text in _texts(map_figure([_map("pre", ((1.0,),))])))
+
+
+@pytest.mark.parametrize("amplitude", [1.0, 1e3])
+def test_the_line_of_a_fit_has_its_slope_also_where_it_leaves_the_axis(amplitude):
+    rate = BootstrapValue(value=0.5, interval=None)
+    fit = DecayFit(amplitude=amplitude, rate=rate, r_squared=1.0, first=1, last=40)
+    curve = DistanceCurve(first=1, mean=tuple(0.9 - 0.02 * i for i in range(40)), low=(), high=())
+    record = Autocorrelation(
+        source="chains", data=PARENT, reading="ratio_of_sums", n=1, tokens=900, too_short=0,
+        chance=0.1, curve=curve, fit=fit, tail=None, settings={},
+    )  # fmt: skip
+    lines = re.findall(
+        r'<line x1="([^"]+)" y1="([^"]+)" x2="([^"]+)" y2="([^"]+)" stroke="#',
+        autocorrelation_figure([record]),
+    )
+    ((x1, y1, x2, y2),) = [tuple(map(float, line)) for line in lines]
+    per_token, per_decade = (520 - 64 - 16) / 40, 260  # the axis covers one decade
+    slope = (y2 - y1) / (x2 - x1) * per_token / per_decade
+    assert slope == pytest.approx(0.5 / math.log(10), rel=0.02)
+    assert 20 <= y1 < y2 <= 280
 
 
 @pytest.mark.parametrize("fitted", [True, False])

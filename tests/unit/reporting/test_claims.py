@@ -13,7 +13,7 @@ from amnesia_bench.reporting.artifact_files import ArtifactFiles
 from amnesia_bench.reporting.claims import decide
 from amnesia_bench.reporting.sources import read_source
 from amnesia_bench.reporting.table_slots import FilledSlots, fill_slots
-from amnesia_bench.statistics import clustered_mean
+from amnesia_bench.statistics.intervals import clustered_mean
 from tests.support.report_cells import LENGTHS, forgetful, tiny_table, write_all, write_recall
 
 HOLDS, FAILS, OPEN = ClaimVerdict.HOLDS, ClaimVerdict.DOES_NOT_HOLD, ClaimVerdict.NOT_SHOWN

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from amnesia_bench.drawing import svg
 from amnesia_bench.records.evaluation import Interval
 from amnesia_bench.records.recall import HeatMap
 from amnesia_bench.records.report import (
@@ -20,7 +21,6 @@ from amnesia_bench.records.report import (
     TradeOffCurve,
     TradeOffPoint,
 )
-from amnesia_bench.reporting import svg
 from amnesia_bench.reporting.artifact_files import ArtifactFiles
 from amnesia_bench.reporting.figures import drift_figure, heat_map_figure, recall_figure
 from amnesia_bench.reporting.sources import read_source
@@ -81,6 +81,22 @@ def test_a_curve_of_recall_is_higher_where_recall_is(tmp_path: Path) -> None:
     hardest = [point.split(",") for point in lines[2].split()]
     assert float(hardest[0][0]) < float(hardest[1][0])
     assert float(hardest[0][1]) < float(hardest[1][1])  # SVG counts from the top
+
+
+def test_rows_without_a_mark_of_their_own_are_left_to_the_table(tmp_path: Path) -> None:
+    table = tiny_table()
+    table = table.model_copy(update={"methods": {**table.methods, "wise_ft": "WiSE-FT"}})
+    cells = []
+    for method in ("post", "wise_ft"):
+        folder = write_recall(tmp_path / method, method, forgetful("post"))
+        source = LabelledCells(folder=folder, model="tiny")
+        cells += read_source(source, tmp_path, ArtifactFiles())[0]
+    built = build_table("table1", table, fill_slots(cells, table))
+    drawn = recall_figure(built, "tiny")
+    assert drawn is not None
+    assert "+SFT" in drawn
+    assert "WiSE-FT" not in drawn
+    assert any(cell.method == "wise_ft" and cell.value is not None for cell in built.cells)
 
 
 def test_drift_is_drawn_per_role_with_marks_that_differ() -> None:

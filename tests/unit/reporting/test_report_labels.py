@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from amnesia_bench.reporting.labels import LINE, Rectangle, place_labels, spread_labels
+from amnesia_bench.drawing.labels import LINE, Rectangle, place_labels, spread_labels
 
 AREA = Rectangle(50, 10, 750, 370)
 

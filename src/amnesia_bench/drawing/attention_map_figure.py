@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from amnesia_bench.drawing import svg
 from amnesia_bench.records.attention import PooledAttention
-from amnesia_bench.reporting import svg
 
 _SIDE = 256.0
 _LEFT, _TOP, _GAP, _BOTTOM = 52.0, 26.0, 22.0, 78.0

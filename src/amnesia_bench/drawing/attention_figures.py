@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from amnesia_bench.drawing import svg
+from amnesia_bench.drawing.labels import CHARACTER
 from amnesia_bench.records.attention import (
     Autocorrelation,
     DecayFit,
@@ -14,8 +16,6 @@ from amnesia_bench.records.attention import (
     GradientsByDistance,
     HeadDistances,
 )
-from amnesia_bench.reporting import svg
-from amnesia_bench.reporting.labels import CHARACTER
 
 _WIDTH, _HEIGHT = 520.0, 260.0
 _LEFT, _TOP, _BOTTOM = 64.0, 20.0, 44.0
@@ -109,20 +109,36 @@ def _decay_line(box: svg.Box, line: _Line, mark: svg.Mark) -> Iterator[str]:
     def height(value: float) -> float:
         return box.y(min(math.log10(max(value, floor)), box.y_range[1]))
 
-    points = []
+    # The line is broken at values that the logarithmic axis cannot show.
+    pieces: list[list[tuple[float, float]]] = [[]]
     for distance in _spaced(max(1, curve.first), curve.first + len(curve.mean) - 1):
         i = distance - curve.first
         if curve.mean[i] <= floor:
-            continue  # below the lower end of the logarithmic axis
+            pieces.append([])
+            continue
         x = box.x(distance)
-        points.append((x, height(curve.mean[i])))
+        pieces[-1].append((x, height(curve.mean[i])))
         if curve.low:
             yield svg.error_bar(x, height(curve.low[i]), height(curve.high[i]), mark)
-    if points:
-        yield svg.curve(points, mark)
-    if (fit := line.fit) is not None:
-        start, stop = ((box.x(d), height(fit.at(d))) for d in (fit.first, fit.last))
+    yield from (svg.curve(points, mark) for points in pieces if points)
+    if (fit := line.fit) is not None and (ends := _visible_ends(fit, box)) is not None:
+        start, stop = ((box.x(d), height(fit.at(d))) for d in ends)
         yield svg.line(*start, *stop, colour=mark.colour)
+
+
+def _visible_ends(fit: DecayFit, box: svg.Box) -> tuple[float, float] | None:
+    """Return the distances between which a fit is on the logarithmic axis; None if nowhere.
+
+    A line to an end that is cut off at the edge of the axis would have another slope than the fit.
+    """
+    rate, ends = fit.rate.value, (float(fit.first), float(fit.last))
+    if rate == 0:
+        return ends
+    # The distances at which the fit crosses the upper and the lower edge.
+    edges = (math.log(fit.amplitude / 10**power) / rate for power in reversed(box.y_range))
+    low, high = sorted(edges)
+    visible = max(ends[0], low), min(ends[1], high)
+    return visible if visible[0] < visible[1] else None
 
 
 def _spaced(first: int, last: int) -> list[int]:

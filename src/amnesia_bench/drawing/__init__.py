@@ -1,0 +1,1 @@
+"""Shapes of figures as SVG text, and the figures of attention analyses."""
