@@ -143,7 +143,7 @@ def test_shared_prefixes_change_no_answer_on_the_gpu(name):
     answers = []
     for share in (True, False):
         options = EngineOptions(
-            device="cuda", share_prefixes=share, prefill_chunk_tokens=128, max_batch_tokens=1
+            device="cuda", share_prefixes=share, prefill_chunk_tokens=128, max_rows=1
         )
         engine = TransformersEngine(tiny_model(name).cuda(), tiny_tokenizer(), options)
         # Without this, the test would compare full prompts with full prompts.

@@ -6,8 +6,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from amnesia_bench.inference.batch_decoder import BatchDecoder, PrefilledRows
 from amnesia_bench.inference.caches import ResumableCache
-from amnesia_bench.inference.decoding import DecodingRow, PrefilledRows, decode_batch
+from amnesia_bench.inference.decoding import DecodingRow
 from amnesia_bench.inference.language_model import LanguageModel, prepare_model
 from amnesia_bench.modeling import HypeNetCache, HypeNetForCausalLM
 from amnesia_bench.modeling.causal_attention import CAUSAL_SDPA, causal_sdpa
@@ -89,19 +90,24 @@ def test_a_decode_step_of_a_padded_batch_copies_no_keys_and_values(name):
     assert allocated.total - 3 * states < 0.25 * cached
 
 
-@pytest.mark.parametrize("name", ["hypenet", "qwen2", "mistral"])
+@pytest.mark.parametrize("name", ["hypenet", "jet_nemotron", "qwen2", "mistral"])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_decode_step_waits_for_the_device_once_to_read_the_tokens(name, temperature):
     model = prepare_model(tiny_model(name))
     prompts = [np.arange(1, 1 + length, dtype=np.int32) for length in (9, 12, 7)]
     requests = requests_of(prompts, new=5, temperature=temperature, top_p=0.9)
-    rows = [DecodingRow.of(request) for request in requests]
-    cache = model.new_cache()
-    logits, cache = model.advance(cache, random_ids(3, 12) % 90)
+    decoder = BatchDecoder(model, (frozenset(), str))
+    decoder.refill([DecodingRow.of(request) for request in requests], _parts(model, prompts))
     with DeviceWaits() as waits:
-        finished = list(decode_batch(model, PrefilledRows(rows, logits, cache), (frozenset(), str)))
+        finished = [row for _ in range(5) for row in decoder.step()]
     assert len(finished) == 3
     assert waits.counts == {"torch.Tensor.tolist": 5}
+
+
+def _parts(model, prompts):
+    for prompt in prompts:
+        logits, cache = model.advance(model.new_cache(), torch.from_numpy(prompt).long()[None])
+        yield PrefilledRows(logits, cache, [0])
 
 
 @pytest.mark.parametrize("past", [0, 40])

@@ -150,7 +150,7 @@ def test_prefixes_are_shared_in_each_precision(scale: Scale, dtype: torch.dtype)
     answers = []
     for share in (True, False):
         options = EngineOptions(
-            device=scale.device, share_prefixes=share, prefill_chunk_tokens=64, max_batch_tokens=1
+            device=scale.device, share_prefixes=share, prefill_chunk_tokens=64, max_rows=1
         )
         model = tiny_model("hypenet").to(scale.device, dtype)
         engine = TransformersEngine(model, tiny_tokenizer(), options)

@@ -100,19 +100,24 @@ def build(kind, **changes):
     return model.eval()
 
 
-def own_loss(model, rows):
-    """The loss by the model's own forward pass, document by document, summed over tokens."""
-    total = 0.0
+def labelled_documents(rows):
+    """Yield the tokens and labels, each [1, T], of every document with a trained token."""
     for row in rows:
         cuts = np.cumsum([0, *row.document_lengths])
         for start, stop in itertools.pairwise(cuts):
             tokens = torch.from_numpy(row.tokens[start:stop].astype(np.int64))[None]
             trained = torch.from_numpy(row.loss_mask[start:stop].copy())[None]
             trained[:, 0] = False
-            labels = torch.where(trained, tokens, -100)
             if trained.any():
-                total = total + model(tokens, labels=labels).loss * trained.sum()
-    return total
+                yield tokens, torch.where(trained, tokens, -100)
+
+
+def own_loss(model, rows):
+    """The loss by the model's own forward pass, document by document, summed over tokens."""
+    return sum(
+        model(tokens, labels=labels).loss * (labels >= 0).sum()
+        for tokens, labels in labelled_documents(rows)
+    )
 
 
 def loss_and_gradients(model, loss):

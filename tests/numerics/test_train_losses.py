@@ -141,3 +141,16 @@ def test_kl_can_be_as_imprecise_as_the_released_code():
     assert rounded != precise
     assert rounded.item() == pytest.approx(precise.item(), rel=0.02)
     assert rounded.item() == rounded.bfloat16().item()
+
+
+def test_float32_is_precise_for_a_large_vocabulary() -> None:
+    large = torch.randn(262_144, M, generator=torch.Generator().manual_seed(0))
+    rows = random(N, M, seed=1).float().requires_grad_()
+    answers = torch.arange(N)
+    logits = (rows @ large.mT).double()
+    wanted = torch.nn.functional.cross_entropy(logits, answers, reduction="sum")
+    (gradient,) = torch.autograd.grad(wanted, rows)
+    found = chunked_cross_entropy(rows, Head(large), answers, 7)
+    (by_us,) = torch.autograd.grad(found, rows)
+    assert found.item() == pytest.approx(wanted.item(), rel=5e-7)
+    assert float((by_us - gradient).norm() / gradient.norm()) < 2e-6

@@ -1,4 +1,4 @@
-"""Muon in the loop: torch's own update of matrices, saved whole, in one process only."""
+"""Muon in the loop: torch's update of matrices but in float32, saved whole, in one process only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.training.muon import orthogonalized
 from amnesia_bench.training.optimizers import Updates, check_optimizer
 from tests.support.checkpoints import tensor_bytes
 from tests.support.training_runs import TinyJob, train_here, training_run, write_data, write_hypenet
@@ -46,10 +47,34 @@ def test_matrices_of_layers_are_updated_by_muon_and_all_else_by_adamw() -> None:
         updates.apply(1e-2)
         muon.step()
         adamw.step()
-    assert all(torch.equal(ours[name], theirs[name]) for name in NAMES)
+    assert all(torch.equal(ours[name], theirs[name]) for name in (NAMES[0], NAMES[2]))
+    # The same update, except that torch orthogonalises in bfloat16, whose unit is 2**-8.
+    start = parameters()[NAMES[1]]
+    moved, expected = ours[NAMES[1]] - start, matrix - start
+    assert ((moved - expected).norm() / expected.norm()).item() < 2**-6
     assert all(parameter.grad is None for parameter in ours.values())
     momentum = muon.state[matrix]["momentum_buffer"]
     assert torch.equal(updates.state()[f"momentum_buffer/{NAMES[1]}"], momentum)
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12), (8, 8)])
+def test_the_orthogonalisation_is_exact_to_float32(shape: tuple[int, int]) -> None:
+    a, b, c = coefficients = (3.4445, -4.7750, 2.0315)
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    result = orthogonalized(matrix, coefficients, 5, 1e-7)
+    # In terms of singular values, an iteration is s <- a s + b s^3 + c s^5.
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = a * values + b * values**3 + c * values**5
+    expected = left @ torch.diag(values) @ right
+    assert (result - expected).abs().max().item() < 1e-5
+    assert values.min() > 0.5
+    assert values.max() < 1.5
+
+
+def test_the_orthogonalisation_of_zero_is_zero() -> None:
+    assert not orthogonalized(torch.zeros(4, 3), (3.4445, -4.7750, 2.0315), 5, 1e-7).any()
 
 
 def test_an_update_that_is_left_out_changes_nothing_that_is_saved() -> None:

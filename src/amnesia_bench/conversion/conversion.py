@@ -6,6 +6,7 @@ attention; all other layers get lightning mixers, initialised as in stage 1 or c
 stage-1 student. Source: HALO, arXiv 2601.22156, and the initialisation in its code
 (thunlp/hybrid-linear-attention @229e301).
 
+The softmax layers are those of the config, or those that `amnesia select-layers` wrote to a file.
 Tensors are copied one at a time from the teacher's safetensors to the shards of the new checkpoint.
 
 Shapes: H lightning heads, G their KV heads, Q KV heads of the teacher, D head dim, M hidden size.
@@ -17,12 +18,14 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
+from amnesia_bench.conversion.selected_layers import read_selection
 from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import hypenet_config
@@ -66,6 +69,52 @@ _DTYPES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """A conversion that was checked: the config of the new model, and where its weights come from.
+
+    `student` is the trained stage-1 student, or None. `seed` initializes new parameters.
+    """
+
+    config: HypeNetConfig
+    teacher: Checkpoint
+    student: Checkpoint | None
+    seed: int
+
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the weights of every tensor of the new model, read one at a time.
+
+        With a `prefix`, only tensors whose names begin with it. New parameters then have other
+        values, because each takes its numbers from one generator in turn.
+
+        Raises:
+            UserError: a tensor is missing, or has another shape than the config implies.
+        """
+        return _tensors(self, prefix)
+
+
+def plan_conversion(request: ConvertRequest) -> Conversion:
+    """Check the inputs of a conversion; nothing is written.
+
+    Raises:
+        UserError: as `convert`.
+    """
+    if request.stage == 1 and request.student is not None:
+        raise UserError("stage 1 takes no student", hint="Leave --student out, or use --stage 2.")
+    if request.stage == 1 and request.layers is not None:
+        raise UserError(
+            "stage 1 takes no selected layers: all its layers are linear",
+            hint="Leave --layers out, or use --stage 2.",
+        )
+    teacher = open_checkpoint(request.teacher)
+    return Conversion(
+        config=_student_config(request, _qwen3_config(teacher)),
+        teacher=teacher,
+        student=None if request.student is None else open_checkpoint(request.student),
+        seed=request.seed,
+    )
+
+
 def convert(request: ConvertRequest, out: Path) -> HypeNetConfig:
     """Write a HypeNet checkpoint to `out`, complete or not at all, and return its config.
 
@@ -74,18 +123,15 @@ def convert(request: ConvertRequest, out: Path) -> HypeNetConfig:
 
     Raises:
         UserError: the teacher is not a Qwen3 safetensors checkpoint, the teacher or the stage-1
-            student does not fit the config, a student was given for stage 1, or `out` exists.
+            student does not fit the config, a student or selected layers were given for stage 1,
+            the selected layers do not fit the teacher, or `out` exists.
     """
-    if request.stage == 1 and request.student is not None:
-        raise UserError("stage 1 takes no student", hint="Leave --student out, or use --stage 2.")
-    teacher = open_checkpoint(request.teacher)
-    teacher_config = _qwen3_config(teacher)
-    config = _student_config(request, teacher_config)
-    student = None if request.student is None else open_checkpoint(request.student)
+    conversion = plan_conversion(request)
+    config, teacher, student = conversion.config, conversion.teacher, conversion.student
     provenance = collect_provenance(sys.argv, seeds={"new_parameters": request.seed})
     with publishing(out) as work:
         writer = ShardWriter(work.folder)
-        for name, tensor in _tensors(config, teacher, student, request.seed):
+        for name, tensor in conversion.tensors():
             writer.add(name, tensor)
         writer.close()
         for file in side_files(teacher.folder):
@@ -127,6 +173,9 @@ def _format_scaling(rope: Mapping[str, object]) -> str:
 
 def _student_config(request: ConvertRequest, teacher: PreTrainedConfig) -> HypeNetConfig:
     config = hypenet_config(request.model)
+    if request.layers is not None:
+        mixers = _selected_mixers(request.layers, config.num_hidden_layers)
+        config = _with_changes(config, mixer_types=mixers)
     for key in _SHARED_KEYS:
         in_student, in_teacher = getattr(config, key), getattr(teacher, key)
         if in_student != in_teacher:
@@ -166,6 +215,17 @@ def _student_config(request: ConvertRequest, teacher: PreTrainedConfig) -> HypeN
     return _with_changes(config, tie_word_embeddings=tie_embeddings, dtype=teacher.dtype)
 
 
+def _selected_mixers(file: Path, num_layers: int) -> list[str]:
+    """Return the mixers of a hybrid with the softmax layers in a file of `select_layers`."""
+    selection = read_selection(file)
+    if len(selection.layers) != num_layers:
+        raise UserError(
+            f"{file}: selects from {len(selection.layers)} layers, but the model has {num_layers}",
+            hint="Select the layers of this teacher: amnesia score-layers, then select-layers.",
+        )
+    return ["attn" if i in selection.selected else "lightning-attn" for i in range(num_layers)]
+
+
 def _theta(config: PreTrainedConfig) -> float:
     return float((config.rope_parameters or {})["rope_theta"])
 
@@ -177,9 +237,8 @@ def _with_changes(config: HypeNetConfig, **changes: object) -> HypeNetConfig:
 _ARCHITECTURES = ["HypeNetForCausalLM"]
 
 
-def _tensors(
-    config: HypeNetConfig, teacher: Checkpoint, student: Checkpoint | None, seed: int
-) -> Iterator[tuple[str, Tensor]]:
+def _tensors(conversion: Conversion, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    config, teacher, student = conversion.config, conversion.teacher, conversion.student
     with torch.device("meta"):
         expected = {
             name: tensor.shape for name, tensor in HypeNetForCausalLM(config).state_dict().items()
@@ -187,15 +246,17 @@ def _tensors(
     if config.tie_word_embeddings:
         del expected["lm_head.weight"]
     softmax = {f"model.layers.{layer}" for layer in config.softmax_layers}
-    generator = torch.Generator("cpu").manual_seed(seed)
-    dtype = _read(teacher, "model.embed_tokens.weight").dtype  # also the dtype of new parameters
+    generator = torch.Generator("cpu").manual_seed(conversion.seed)
+    dtype = read_tensor(teacher, "model.embed_tokens.weight").dtype  # also of new parameters
     for name, shape in expected.items():
+        if not name.startswith(prefix):
+            continue
         mixer, dot, _ = name.partition(".self_attn.")
         lightning = bool(dot) and mixer not in softmax
         if student is not None and lightning:
-            tensor = _read(student, name)
+            tensor = read_tensor(student, name)
         elif name in teacher.tensors:
-            tensor = _read(teacher, name)
+            tensor = read_tensor(teacher, name)
             if lightning and (".k_proj." in name or ".v_proj." in name):
                 tensor = _expand_heads(tensor, shape[0], config)
         else:
@@ -208,7 +269,12 @@ def _tensors(
         yield name, tensor
 
 
-def _read(checkpoint: Checkpoint, name: str) -> Tensor:
+def read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Return one tensor of a checkpoint, in host memory.
+
+    Raises:
+        UserError: the checkpoint has no such tensor, or it is not floating-point.
+    """
     if name not in checkpoint.tensors:
         raise UserError(f"{checkpoint.folder} has no tensor {name}")
     _, entry = checkpoint.tensors[name]

@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoT
 
 import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformers' auto classes
 from amnesia_bench.errors import UserError
+from amnesia_bench.modeling.named_configs import check_config_keys
 from amnesia_bench.modeling.torch_forms import pytorch_forms_on_cpu
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.requests.checkpoints import InitializeRequest
@@ -41,6 +42,7 @@ def initialize(request: InitializeRequest, out: Path) -> int:
     model_type = values.pop("model_type", None)
     if model_type not in CONFIG_MAPPING:
         raise UserError(f"model {model.name}: transformers has no model_type {model_type}")
+    check_config_keys(model, values, CONFIG_MAPPING[model_type])
     files = _tokenizer_files(tokenizer)
     loaded_tokenizer = AutoTokenizer.from_pretrained(
         tokenizer, local_files_only=True, trust_remote_code=False

@@ -266,7 +266,12 @@ class ChatTemplate:
             if placed.mark.part == "answer"
             for end in self._ends_after(scaffold, i)
         )
-        structure = {token for token in self._tokenizer.added_tokens if token in scaffold.text}
+        # Gemma has added tokens for runs of white space, which belong to any text.
+        structure = {
+            token
+            for token in self._tokenizer.added_tokens
+            if token in scaffold.text and not token.isspace()
+        }
         self._markup = (self._markup | structure) - _TAGS_IN_MESSAGES
 
     def _ends_after(self, scaffold: Scaffold, i: int) -> tuple[str, ...]:

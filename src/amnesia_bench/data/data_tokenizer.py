@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.tokenizers.chat_format import with_fixed_date
-from amnesia_bench.tokenizers.tokenizer import tokenizer_identity
+from amnesia_bench.tokenizers.tokenizer import (
+    tokenizer_identity,
+    with_leading_special_tokens,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -48,6 +52,12 @@ class DataTokenizer:
         token: str | None = self._tokenizer.eos_token
         return token
 
+    @cached_property
+    def leading_tokens(self) -> str:
+        """The text of the special tokens that the tokenizer puts before a text, such as a BOS."""
+        ids = with_leading_special_tokens(self._tokenizer, np.empty(0, np.int32))
+        return "".join(self._tokenizer.convert_ids_to_tokens(ids.tolist()))
+
     def id_of(self, token: str) -> int | None:
         """Return the id of a token; None if the vocabulary lacks it."""
         token_id: int | None = self._backend.token_to_id(token)
@@ -81,13 +91,13 @@ class DataTokenizer:
         templates = json.dumps(self._tokenizer.chat_template, sort_keys=True)
         return hashlib.sha256(templates.encode("utf-8", "surrogatepass")).hexdigest()
 
-    @property
+    @cached_property
     def special_tokens(self) -> frozenset[str]:
         """The texts of the special tokens, such as those that begin and end turns."""
         added = self._backend.get_added_tokens_decoder().values()
         return frozenset(token.content for token in added if token.special)
 
-    @property
+    @cached_property
     def added_tokens(self) -> frozenset[str]:
         """The texts of all added tokens, which are matched before the rest of a text is split."""
         added = self._backend.get_added_tokens_decoder().values()

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     OTHER_TAGS = "a chain of thought in other tags than <think>"
     THINK_BLOCK = "not exactly one think block at the beginning"
     NOT_JSON = "a text that should be JSON and is not"
+    NOT_ONE_QUESTION = "not one question and one answer"
     MARKUP = "special tokens of the chat in a message"
     TOOLS = "tools or calls of them, and the tokenizer has no chat template"
     TEMPLATE = "the tokenizer's chat template writes it differently"

@@ -17,6 +17,7 @@ from amnesia_bench.config.data_schema import (
     ChatML,
     Llama3Chat,
     MistralChat,
+    QuestionAnswerChat,
     Qwen3Chat,
     TemplateChat,
 )
@@ -26,6 +27,7 @@ from amnesia_bench.data.chat import (
     Style,
     StyleName,
     calls_tools,
+    refuse_markup,
     render,
     tool_results_as_user_turns,
 )
@@ -34,6 +36,7 @@ from amnesia_bench.data.conversation import Conversation, DroppedRow, Reason
 from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.template_marks import NotWritten
 from amnesia_bench.errors import UserError
+from amnesia_bench.tokenizers.chat_format import question_prompt
 
 # Conversations that style and template must render identically. Some datasets have no chains of
 # thought, and some have one in every answer, so what only one of these kinds needs is not probed
@@ -61,7 +64,7 @@ class Renderer:
             UserError: see `check_template`.
         """
         check_template(chat, tokenizer)
-        self._chat = chat
+        self._chat, self._tokenizer = chat, tokenizer
         self._template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
 
     def segments(self, conversation: Conversation) -> list[Segment]:
@@ -72,6 +75,8 @@ class Renderer:
                 differently.
         """
         template, chat = self._template, self._chat
+        if isinstance(chat, QuestionAnswerChat):
+            return _question_answer(conversation, self._tokenizer)
         if template is not None and calls_tools(conversation):
             return template.segments(conversation, chat.loss_on)
         plain = tool_results_as_user_turns(conversation)
@@ -92,6 +97,25 @@ class Renderer:
         return segments
 
 
+def _question_answer(conversation: Conversation, tokenizer: DataTokenizer) -> list[Segment]:
+    """Render a question and its answer for a model without a chat template.
+
+    Raises:
+        DroppedRow: the conversation has other turns, or contains special tokens.
+    """
+    messages = conversation.messages
+    if conversation.tools or [message.role for message in messages] != ["user", "assistant"]:
+        raise DroppedRow(Reason.NOT_ONE_QUESTION)
+    question, answer = messages
+    refuse_markup((question.content, answer.content), tokenizer.special_tokens)
+    segments = [
+        Segment(tokenizer.leading_tokens, False),
+        Segment(question_prompt(question.content), False),
+        Segment(f" {answer.content.strip()}{tokenizer.eos_token}", answer.trained),
+    ]
+    return [segment for segment in segments if segment.text]
+
+
 def check_template(chat: Chat, tokenizer: DataTokenizer) -> None:
     """Check that a chat format fits a tokenizer.
 
@@ -108,6 +132,14 @@ def check_template(chat: Chat, tokenizer: DataTokenizer) -> None:
                 hint=_format_hint(tokenizer),
             )
         segments = ChatTemplate(tokenizer).probe()
+    elif isinstance(chat, QuestionAnswerChat):
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"chat.style=question_answer: the tokenizer of {tokenizer.folder} has no EOS "
+                "token, which ends answers",
+                hint="Set eos_token in its tokenizer_config.json.",
+            )
+        segments = _question_answer(_PROBES[0], tokenizer)
     else:
         _check_style(chat, tokenizer)
         segments = render(_PROBES[1], chat)
@@ -165,9 +197,10 @@ def _format_hint(tokenizer: DataTokenizer) -> str:
     """Return a hint that names the chat formats that fit a tokenizer."""
     styles = _styles_with_tokens(tokenizer)
     if tokenizer.chat_template is None:
+        plain = "For a base model, use --chat question_answer, which needs no template."
         if not styles:
-            return "Save the model's chat template in that folder, then use --chat template."
-        return f"The tokenizer has the tokens of --chat {' or '.join(styles)}."
+            return f"{plain} Or save the model's chat template there, then use --chat template."
+        return f"The tokenizer has the tokens of --chat {' or '.join(styles)}. {plain}"
     fitting = [
         f"--chat {style}" for style in styles if _first_difference(_PLAIN[style], tokenizer) is None
     ]

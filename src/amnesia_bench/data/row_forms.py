@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from amnesia_bench.config.data_schema import (
     AlpacaRows,
     ChatRows,
+    Gsm8kRows,
     MessageRows,
     PromptResponseRows,
     QuestionResponseRows,
@@ -26,6 +27,7 @@ from amnesia_bench.data.turns import (
 )
 from amnesia_bench.data.values import items, parse_nested_json, present, refuse_unknown, text_value
 from amnesia_bench.errors import UserError
+from amnesia_bench.tokenizers.chat_format import step_by_step
 
 _LISTS = ("messages", "conversations", "conversation")
 _SYSTEMS = ("system", "system_prompt", "custom_instructions")
@@ -43,6 +45,8 @@ _LABEL = "label"
 _EVERYWHERE = (*_SYSTEMS, *_TOOLS, *_MEDIA, *_WEIGHTS, _LABEL, _TEMPLATE)
 _HISTORY = "history"
 _INPUTS, _OUTPUTS = ("input", "context"), ("output", "response")
+_CALCULATION = re.compile(r"<<[^<>]*>>")  # GSM8K writes "48/2 = <<48/2=24>>24"
+_NUMBER_MARK = "####"
 _TOOLS_IN_SYSTEM = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 OWN_FILES_HINT = (
     "Configs for your own files: messages or sharegpt (lists of turns), alpaca (instruction, "
@@ -76,6 +80,11 @@ def row_columns(rows: ChatRows) -> Columns:
     if isinstance(rows, ShareGptRows):
         domain = () if rows.domain is None else (("domain",),)
         return Columns(required=(_LISTS, *domain), optional=_EVERYWHERE)
+    if isinstance(rows, Gsm8kRows):
+        return Columns(
+            required=(("question",), ("answer",)),
+            hint="GSM8K has the fields question and answer. " + OWN_FILES_HINT,
+        )
     more = (_HISTORY, *CHAIN_FIELDS, *_EVERYWHERE)
     if isinstance(rows, AlpacaRows):
         return Columns(required=(("instruction",), _OUTPUTS), optional=(*_INPUTS, *more))
@@ -99,6 +108,8 @@ def read_row(
         if domain is not None and text_value(fields.get("domain"), f"{where}: domain") != domain:
             raise DroppedRow(Reason.OTHER_DOMAIN)
         turns = _turns(_one_of(fields, _LISTS, where), "user", where)
+    elif isinstance(rows, Gsm8kRows):
+        turns = _grade_school_problem(rows, fields, where)
     else:
         final_turns = (
             _instruction(fields, where)
@@ -181,6 +192,23 @@ def _instruction(fields: Mapping[str, object], where: str) -> list[Turn]:
     answer = text_value(_one_of(fields, _OUTPUTS, where)[1], f"{where}: output")
     turns = [Turn(role="user", text=question), Turn(role="assistant", text=answer)]
     return _with_chains(turns, fields, where)
+
+
+def _grade_school_problem(rows: Gsm8kRows, fields: Mapping[str, object], where: str) -> list[Turn]:
+    """Return the turns of a row of GSM8K; see `Gsm8kRows`."""
+    question = text_value(fields.get("question"), f"{where}: question")
+    text = text_value(fields.get("answer"), f"{where}: answer")
+    chain, mark, number = _CALCULATION.sub("", text).rpartition(_NUMBER_MARK)
+    if not mark or not number.strip():
+        raise DroppedRow(Reason.NO_ANSWER)
+    if rows.response == "chain" and not chain.strip():
+        raise DroppedRow(Reason.NO_CHAIN)
+    steps = [chain.strip()] if rows.response == "chain" else []
+    answer = "\n".join([*steps, f"\\boxed{{{number.strip()}}}"])
+    return [
+        Turn(role="user", text=step_by_step(question) if question.strip() else ""),
+        Turn(role="assistant", text=answer),
+    ]
 
 
 def _history(fields: Mapping[str, object], where: str) -> list[Turn]:

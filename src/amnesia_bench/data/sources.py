@@ -15,7 +15,10 @@ from amnesia_bench.data.conversation import Row
 from amnesia_bench.data.row_forms import Columns
 from amnesia_bench.data.synthetic.generators import sha256_of_rows, synthetic_rows
 from amnesia_bench.data.values import names
-from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
+from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.hub.fetched import HubFiles, find_fetched
+from amnesia_bench.hub.fetching import files_of_split
+from amnesia_bench.hub.repository import hub_location
 from amnesia_bench.store.hashing import sha256_of
 from amnesia_bench.store.json_rows import json_rows
 from amnesia_bench.store.parquet_rows import parquet_rows
@@ -77,55 +80,51 @@ def local_files(paths: Sequence[Path]) -> list[InputFile]:
         return [InputFile(str(file), f"sha256:{sha256_of(file)}") for file in files]
 
 
+def selection_of(source: HubSource) -> HubFiles:
+    """Return the files of a Hub dataset that a source selects."""
+    return HubFiles(
+        repository=source.dataset,
+        revision=source.revision,
+        subsets=source.subsets,
+        split=source.split,
+        skip_files=source.skip_files,
+        take_files=source.take_files,
+    )
+
+
 def hub_files(source: HubSource) -> list[InputFile]:
-    """Return the files of a Hub dataset at the commit in the config, without reading them.
+    """Return the files of a Hub dataset, without reading them.
+
+    Files that `amnesia fetch` put into the store are read from there, at the commit at which they
+    were fetched; otherwise, they are streamed from the Hub at the commit in the config.
 
     Raises:
         UserError: the config has no commit, or the Hub has no such dataset, subset or split.
         MissingEnvironmentError: `datasets` is not installed, or the Hub does not answer.
+        StageFailedError: fetched files were changed.
     """
-    if source.revision is None:
+    selection = selection_of(source)
+    if (fetched := find_fetched(selection)) is not None:
+        commit = fetched.record.commit
+        root = f"{hub_location(source.dataset, 'dataset')}@{commit}"
+        files = [
+            InputFile(str(fetched.folder / name), f"commit:{commit}:{root}/{name}")
+            for name in fetched.record.names
+        ]
+    elif source.revision is None:
         raise UserError(
             f"source.revision of {source.dataset} is null: without a commit the data could change",
-            hint=f"`git ls-remote https://huggingface.co/datasets/{source.dataset} HEAD` prints "
+            hint="In an experiment, `amnesia fetch` chooses and records the newest commit.\n"
+            f"`git ls-remote https://huggingface.co/datasets/{source.dataset} HEAD` prints "
             "the commit. Write it into the config, or add data.source.revision=COMMIT.\n"
             "To read files you already have: --input PATH",
         )
-    try:
-        from datasets import load_dataset_builder
-        from datasets.exceptions import DatasetsError
-    except ImportError as error:
-        raise MissingEnvironmentError(
-            f"reading from the Hub needs datasets ({error})",
-            hint='pip install "amnesia-bench[train]"',
-        ) from error
-    selected: list[str] = []
-    for subset in source.subsets:
-        try:
-            builder = load_dataset_builder(source.dataset, subset, revision=source.revision)
-        except (DatasetsError, ValueError) as error:
-            raise UserError(f"{source.dataset}, subset {subset}: {error}") from error
-        except OSError as error:
-            raise MissingEnvironmentError(
-                f"{source.dataset}: the Hub cannot be reached ({error})",
-                hint="To read files you already have: --input PATH",
-            ) from error
-        splits = builder.config.data_files or {}
-        if source.split not in splits:
-            raise UserError(
-                f"{source.dataset}, subset {subset}: no split {source.split}; "
-                f"its splits are {', '.join(map(str, splits))}"
-            )
-        files = sorted(str(name) for name in splits[source.split])[source.skip_files :]
-        files = files[: source.take_files]
-        if not files:
-            raise UserError(
-                f"{source.dataset}, subset {subset}: no files after the first {source.skip_files}"
-            )
-        selected += files
-    for name in selected:
-        _check_format(name)
-    return [InputFile(name, f"commit:{source.revision}:{name}") for name in selected]
+    else:
+        names = files_of_split(selection)
+        files = [InputFile(name, f"commit:{source.revision}:{name}") for name in names]
+    for file in files:
+        _check_format(file.location)
+    return files
 
 
 def source_files(source: Source) -> list[InputFile]:

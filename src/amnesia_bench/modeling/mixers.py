@@ -21,9 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    sliding_window_causal_mask_function,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .causal_attention import causal_sdpa, packed_sdpa
+from .causal_attention import CAUSAL_SDPA, causal_sdpa, packed_sdpa
 from .configuration_hypenet import HypeNetConfig
 from .hybrid_config import HybridConfig
 from .lightning_attention import alibi_log_decay, lightning_attention
@@ -225,10 +229,26 @@ class SlidingMixer(SoftmaxMixer):
                 slice(0, num_new), slice(0, columns), columns - num_new, qkv[0].device
             )
             return eager_attention(self, *qkv, additive_mask(allowed, qkv[0].dtype), **options)
+        if name not in ("eager", "sdpa", CAUSAL_SDPA):
+            return chosen(self, *qkv, self._mask_of(name, qkv, window), **options)[0], None
         attend = eager_attention if name == "eager" else causal_sdpa
         return attend_in_window(
             functools.partial(attend, self, **options), qkv, window, additive=name == "eager"
         ), None
+
+    def _mask_of(self, name: str, qkv: tuple[Tensor, Tensor, Tensor], window: SlidingWindow) -> Any:
+        """Return the mask of the window in the format of another attention implementation."""
+        num_new, columns = qkv[0].shape[2], qkv[1].shape[2]
+        return ALL_MASK_ATTENTION_FUNCTIONS[name](
+            batch_size=qkv[0].shape[0],
+            q_length=num_new,
+            kv_length=columns,
+            q_offset=columns - num_new,
+            mask_function=sliding_window_causal_mask_function(window.size),
+            attention_mask=window.padding_mask,
+            local_size=window.size,
+            device=qkv[0].device,
+        )
 
 
 def _flash_varlen(packed: PackedRows) -> dict[str, Any]:

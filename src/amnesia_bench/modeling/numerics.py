@@ -1,4 +1,4 @@
-"""Choose and record how a GPU rounds; on a CPU, PyTorch has only one way."""
+"""Choose and record how products are computed and rounded."""
 
 from __future__ import annotations
 
@@ -24,6 +24,21 @@ def use_exact_float32() -> None:
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+
+
+def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether a device has instructions for products of a dtype.
+
+    A CPU without them (x86 before AVX-512) converts each operand. Prefill is then 3.4 times as slow
+    in bfloat16 as in float32, and a decoding step of 24 rows 2.6 times (Gemma 3 270M, one core).
+    """
+    if device.type != "cpu":
+        return True
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return True
 
 
 def numeric_settings(device: torch.device, model_type: str) -> dict[str, str]:

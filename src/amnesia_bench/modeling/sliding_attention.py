@@ -51,6 +51,8 @@ class SlidingWindow:
         column = torch.arange(columns, device=valid.device)
         # A padding token sees only itself, since softmax over no token would be NaN.
         positions = torch.where(valid, valid.long().cumsum(dim=1) - 1, -(column + 1) * size)
+        if layout.left_padded:
+            return cls(size, positions, valid, keep=size - 1)
         rank = valid.long().flip(1).cumsum(dim=1).flip(1)  # 1 for the last token of a row
         needed = (valid & (rank < size)).any(dim=0).nonzero()
         keep = columns - int(needed[0]) if len(needed) else 0

@@ -20,8 +20,8 @@ class TokenInputs:
     """The arguments of a forward pass that determine the layout of its tokens.
 
     The padding mask [B, P + T] is 0 for padding, which may be on either side. For one new token per
-    row, which is not padding, it may also be [B, 1, 1, P + 1]: then a decode step reads nothing
-    back from the device.
+    row, it may also be [B, 1, 1, P + 1] if all padding is on the left: then a decode step reads
+    nothing back from the device.
     """
 
     batch: int
@@ -33,19 +33,27 @@ class TokenInputs:
     cu_seqlens: Boundaries | None
     has_cache: bool  # whether the caller passed a cache, even an empty one
 
+    @property
+    def promises_left_padding(self) -> bool:
+        """Whether the padding mask has the shape for one new token per row."""
+        shape = (self.batch, 1, 1, self.num_cached + 1)
+        mask = self.attention_mask
+        return self.num_tokens == 1 and isinstance(mask, Tensor) and mask.shape == shape
+
 
 @dataclass(frozen=True)
 class TokenLayout:
     """The checked layout, which is computed once per forward pass and shared by all layers.
 
     `attention_mask` is None if no cached or new token is padding; `padding` is None if no new token
-    is padding.
+    is padding. `left_padded` states that the caller promised to pad on the left only.
     """
 
     position_ids: Tensor  # [1 or B, T]
     attention_mask: Tensor | None  # [B, P + T] bool
     padding: PaddedRows | None
     packed: PackedRows | None
+    left_padded: bool = False
 
 
 def lay_out(inputs: TokenInputs, config: HybridConfig) -> TokenLayout:
@@ -83,7 +91,7 @@ def lay_out(inputs: TokenInputs, config: HybridConfig) -> TokenLayout:
         positions = torch.arange(start, stop, device=inputs.device)[None]
     _check_positions(positions, inputs, config)
     padding = None if valid_new is None else PaddedRows.from_mask(valid_new, inputs.device)
-    return TokenLayout(positions, valid, padding, packed)
+    return TokenLayout(positions, valid, padding, packed, inputs.promises_left_padding)
 
 
 def _valid_tokens(inputs: TokenInputs) -> tuple[Tensor | None, Tensor | None]:
@@ -94,8 +102,7 @@ def _valid_tokens(inputs: TokenInputs) -> tuple[Tensor | None, Tensor | None]:
     mask = inputs.attention_mask
     if mask is None:
         return None, None
-    one_token = (inputs.batch, 1, 1, inputs.num_cached + 1)
-    if inputs.num_tokens == 1 and isinstance(mask, Tensor) and mask.shape == one_token:
+    if inputs.promises_left_padding:
         return mask[:, 0, 0].to(device=inputs.device, dtype=torch.bool), None
     expected = (inputs.batch, inputs.num_cached + inputs.num_tokens)
     if not isinstance(mask, Tensor) or mask.shape != expected:

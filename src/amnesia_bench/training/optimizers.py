@@ -16,8 +16,9 @@ from torch.distributed.tensor import DTensor
 
 from amnesia_bench.config.train_schema import Optimizer, TrainConfig
 from amnesia_bench.errors import UserError
+from amnesia_bench.training.muon import Muon
 
-_MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
+_MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
 
 
 def check_optimizer(train: TrainConfig, processes: int) -> None:
@@ -70,7 +71,7 @@ class Updates:
             )
         if matrices:
             self._optimizers.append(
-                torch.optim.Muon(
+                Muon(
                     [self._updated[name] for name in trained if name in matrices],
                     lr=0.0,
                     weight_decay=settings.weight_decay,

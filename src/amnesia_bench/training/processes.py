@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -157,12 +156,14 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
     The previous signal handlers are restored after the block.
     """
-    requested = threading.Event()
+    # A handler may interrupt itself: schedulers send several signals at once. It takes no lock
+    # therefore; `threading.Event.set` takes one, and the second handler would wait for the first.
+    received: list[int] = []
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: requested.set())
+        signal.signal(number, lambda number, _: received.append(number))
     try:
-        yield requested.is_set
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -12,7 +11,8 @@ from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import UserError
 from amnesia_bench.tracking.metrics_file import EMPTY_PREFIX, FilePrefix, MetricsFile
 from amnesia_bench.tracking.progress import progress
-from amnesia_bench.tracking.wandb_sink import WandbRun, WandbSink
+from amnesia_bench.tracking.tracked_run import RunHeader, run_id_of
+from amnesia_bench.tracking.wandb_sink import WandbSink
 from amnesia_bench.training.loop import StepRecord
 
 METRICS = "metrics.jsonl"
@@ -96,14 +96,14 @@ class Recorder:
         train = self._run.train
         if train.wandb_project is None:
             return None
-        # Runs with the same name in different folders must be different W&B runs.
-        folder_hash = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()
-        run = WandbRun(
+        out = self._folder.with_name(self._folder.stem)
+        header = RunHeader(
             project=train.wandb_project,
-            run_id=f"{train.name}-{self._folder.stem}-{folder_hash[:8]}",
+            run_id=run_id_of(out),
+            name=out.name,
             group=train.model or train.name,
             job_type=train.objective,
             config=self._run.model_dump(mode="json"),
-            folder=self._folder.parent,  # the run's own folder is removed when it ends
         )
-        return WandbSink(run)
+        # The run's own folder is removed when it ends.
+        return WandbSink(header, self._folder.parent)

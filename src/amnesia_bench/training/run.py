@@ -54,6 +54,7 @@ from amnesia_bench.training.models import Learner, build_learner, check_supporte
 from amnesia_bench.training.optimizers import check_optimizer
 from amnesia_bench.training.processes import Processes, joined_processes, stop_requests
 from amnesia_bench.training.recorder import METRICS, Recorder
+from amnesia_bench.training.room import check_resources
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import parent_by_contents
 from amnesia_bench.weights.side_files import side_files
@@ -146,6 +147,8 @@ def _run_to_the_end(job: TrainingJob) -> bool:
         if job.run.train.compile:
             processes.agree(compiler_failure(processes.device))
         init, teacher = processes.on_first(lambda: _opened(job))
+        on_cpu = processes.device.type == "cpu"
+        processes.on_first(lambda: check_resources(init, job.run, job.out, on_cpu=on_cpu))
         batches = Batches(job.run, job.stores, _order(job), processes.rank, processes.size)
         folder = training_path(job.out)
         with _owned(folder, processes) as check_lease, explaining_write_errors(job.out, _KEPT):

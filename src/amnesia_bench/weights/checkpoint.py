@@ -8,7 +8,7 @@ index that disagrees with its shards.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,20 @@ class Checkpoint:
 
     def pieces(self, name: str, num_values: int) -> Iterator[bytes]:
         """Yield the raw bytes of a tensor, `num_values` values at a time."""
+        _, entry = self.tensors[name]
+        size = -(-num_values * DTYPE_BITS[entry.dtype] // 8)
+        return self.parts(
+            name, (min(size, entry.num_bytes - at) for at in range(0, entry.num_bytes, size))
+        )
+
+    def parts(self, name: str, sizes: Iterable[int]) -> Iterator[bytes]:
+        """Yield the raw bytes of a tensor in successive parts of the given sizes in bytes."""
         shard, entry = self.tensors[name]
-        piece_bytes = -(-num_values * DTYPE_BITS[entry.dtype] // 8)
         with self.held.reading(self.shards[shard].path) as file:
             file.seek(entry.start)
-            for start in range(entry.start, entry.end, piece_bytes):
-                length = min(piece_bytes, entry.end - start)
-                data = file.read(length)
-                if len(data) != length:
+            for size in sizes:
+                data = file.read(size)
+                if len(data) != size:
                     raise UserError(f"{file.name}: was truncated while it was being read.")
                 yield data
 

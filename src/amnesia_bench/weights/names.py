@@ -10,6 +10,7 @@ from collections.abc import Iterable
 WRAPPER_COMPONENTS = frozenset(
     ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 )
+LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
 WRAPPER_PREFIXES = ("module.", "base_model.model.")
 _MAX_NAMES = 3
 

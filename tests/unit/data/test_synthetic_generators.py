@@ -22,14 +22,16 @@ GOLDEN = {
     "prose": "509973cbaa271d5d",
     "haystack": "1de4c9c59251688c",
     "mathematics": "c10775fb0762eabe",
-    "short_instructions": "62e4562e251fb093",
-    "long_instructions": "6cee4578cc112155",
+    "short_instructions": "fdd20da6bc454e84",
+    "long_instructions": "cea4f3649741f9fd",
     "copies": "a36e235c95605a98",
     "varied_copies": "d9e366c708973689",
     "word_problems": "22a94e0a7008a90e",
     "conversations": "2bb0d487f04b6d43",
     "programs": "4d78f85cf2051426",
     "test_problems": "c6cb0d43b9b08d69",
+    "facts": "731a69fe6d4e28a6",
+    "choices": "911dba47532a2445",
 }
 
 

@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from amnesia_bench.reasoning.tasks.mathematics import GSM8K, STEP_BY_STEP, gsm8k_gold
+from amnesia_bench.reasoning.tasks.mathematics import GSM8K, gsm8k_gold
+from amnesia_bench.tokenizers.chat_format import STEP_BY_STEP
 from tests.support.synthetic import rows_of
 
 RECEIPT = r"[0-9a-f]{4}(?:-[0-9a-f]{4})?"

@@ -3,7 +3,7 @@
 import re
 
 from amnesia_bench.data.synthetic.prose import NOISE
-from amnesia_bench.recall.niah.tasks import LINE, TASKS
+from amnesia_bench.recall.niah.tasks import LINE, SINGLE_TASKS
 from tests.support.synthetic import rows_of
 
 VALUE = r"([0-9a-f-]+)\."
@@ -55,9 +55,9 @@ def test_some_documents_hold_no_needle_and_some_are_noise() -> None:
 def test_needles_and_questions_are_worded_as_in_niah() -> None:
     assert NOISE == LINE
     whole = "\n".join(TEXTS)
-    for task in TASKS.values():
+    for task in SINGLE_TASKS.values():
         assert TOLD.fullmatch(task.needle("a-key", "123"))
-    number = TASKS["niah_single_2"]
+    number = SINGLE_TASKS["niah_single_2"]
     assert number.head in whole
     keys = {told[2] for told in TOLD.finditer(whole) if told[1] == "number"}
     assert any(f"{key} is " in whole and f"{number.gen_prefix(key)} " not in whole for key in keys)

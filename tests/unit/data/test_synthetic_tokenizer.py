@@ -69,7 +69,7 @@ def test_values_fall_into_pairs_and_common_words_are_tokens(folder: Path) -> Non
 def test_the_chat_template_is_qwen3s_and_prompts_end_before_the_answer(folder: Path) -> None:
     check_template(Qwen3Chat(loss_on="assistant"), DataTokenizer(load_tokenizer(folder)))
     tokenizer = load_tokenizer(folder)
-    layout = prompt_format(tokenizer, use_template=True, template=None, think=None)
+    layout = prompt_format(tokenizer, chat=True, template=None, think=None)
     asked = tokenizer.decode(prompt_tokens(tokenizer, layout, "Hello"))
     assert asked == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     ids = tokenizer("<|im_end|><|endoftext|><think></think>").input_ids
@@ -95,3 +95,17 @@ def test_needles_are_spliced_into_a_haystack(folder: Path) -> None:
 def test_the_files_hold_a_fast_tokenizer_with_its_end_and_its_padding(folder: Path) -> None:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     assert (settings["eos_token"], settings["pad_token"]) == ("<|im_end|>", "<|endoftext|>")
+
+
+def test_instructions_consist_of_tokens_that_pretraining_has(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+
+    def tokens(*generators: str) -> set[int]:
+        texts = (text for name in generators for text in strings(rows_of(name, 300)))
+        return {token for text in texts for token in tokenizer(text).input_ids}
+
+    # The last one is the chat data of stage 3.
+    known = tokens("prose", "mathematics", "copies", "varied_copies", "conversations")
+    used = tokens("long_instructions")
+    assert len(used) > 300
+    assert tokenizer.convert_ids_to_tokens(sorted(used - known)) == []

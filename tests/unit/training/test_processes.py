@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,3 +56,25 @@ def test_all_processes_wait_for_the_publication(monkeypatch: pytest.MonkeyPatch)
     what = export.Export(init=init, parents=(), side_files=(), seed=0)
     export.publish_trained(what, learner, second, Path("out"))
     assert len(waited) == 1
+
+
+# In a process of its own, since a handler that waits for itself would never end. Another process
+# sends, because a thread would have to wait for the handlers to run.
+_MANY_SIGNALS = """
+import os, subprocess, sys
+from amnesia_bench.training.processes import stop_requests
+
+send = "import os, signal\\nfor _ in range(20000):\\n"
+send += f"    os.kill({os.getpid()}, signal.SIGTERM); os.kill({os.getpid()}, signal.SIGUSR1)"
+with stop_requests() as stop_requested:
+    sender = subprocess.Popen([sys.executable, "-c", send])
+    while sender.poll() is None:
+        sum(range(100))
+    print(stop_requested())
+"""
+
+
+def test_signals_that_interrupt_each_others_handlers_request_a_stop() -> None:
+    command = [sys.executable, "-c", _MANY_SIGNALS]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "True\n"

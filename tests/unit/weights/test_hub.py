@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, User
 from amnesia_bench.requests.checkpoints import DownloadRequest
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import resumable_path
-from amnesia_bench.weights import hub as hub_module
 from amnesia_bench.weights.checkpoint import open_checkpoint
 from amnesia_bench.weights.file_names import INDEX
 from amnesia_bench.weights.hub import Downloaded
@@ -177,7 +177,7 @@ def test_a_name_without_its_owner_and_a_url(tmp_path: Path, open_hub: Start) -> 
     open_hub(files())
     with pytest.raises(UserError, match="the hub has no such model") as refused:
         download("model", None, tmp_path / "out")
-    assert "amnesia download OWNER/model" in str(refused.value.hint)
+    assert "The owner's name is missing: OWNER/model" in str(refused.value.hint)
     with pytest.raises(UserError, match="not a repository name") as refused:
         download("https://huggingface.co/Qwen/Qwen3-1.7B/tree/main", None, tmp_path / "out")
     assert refused.value.hint == "Give Qwen/Qwen3-1.7B"
@@ -190,7 +190,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_fetched_again(
     hub = open_hub(files())
     good = hub.info()
     hub.files[name] = hub.files[name][:-1] + b"!"
-    monkeypatch.setattr(hub, "info", lambda: good)
+    monkeypatch.setattr(hub, "info", lambda _: good)
     with pytest.raises(StageFailedError, match=f"the hash of {name} differs from the hub's"):
         download(MODEL, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -273,7 +273,7 @@ def test_a_disk_that_is_too_small_is_told_before_weights_are_fetched(
 ) -> None:
     hub = open_hub(files())
     usage = type("Usage", (), {"free": 10_000})
-    monkeypatch.setattr(hub_module.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(StageFailedError, match="bytes are needed and 10,000 are free"):
         download(MODEL, None, tmp_path / "out")
     assert ONE not in hub.fetched

@@ -11,7 +11,7 @@ import numpy as np
 
 from amnesia_bench.config.data_schema import SyntheticSource
 from amnesia_bench.data.conversation import Row
-from amnesia_bench.data.synthetic import instructions, problems, prose
+from amnesia_bench.data.synthetic import instructions, problems, prose, questions
 
 # Generators with a number of words as an argument, and generators without one.
 SIZED: Mapping[str, Callable[[np.random.Generator, int], Row]] = {
@@ -28,6 +28,8 @@ UNSIZED: Mapping[str, Callable[[np.random.Generator], Row]] = {
     "conversations": problems.draw_conversation,
     "programs": problems.program,
     "test_problems": problems.test_problem,
+    "facts": questions.fact,
+    "choices": questions.choice,
 }
 # Generators that use the random stream of another one. Since the two instruction controls share a
 # stream, their rows differ only in the order of their parts.

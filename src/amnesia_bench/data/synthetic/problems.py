@@ -97,6 +97,20 @@ class CountingProblem:
         )
 
 
+@dataclass(frozen=True)
+class Story:
+    """What a person did on successive days, as the question of a word problem states it.
+
+    Each of `events` is a text such as "on Monday 9f04 bought 3".
+    """
+
+    name: str
+    events: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {', '.join(self.events)}."
+
+
 def draw_problem(rng: np.random.Generator, *, test: bool) -> CountingProblem:
     """Return a random problem, from the test set or the training set."""
     while True:
@@ -111,15 +125,22 @@ def _receipts(rng: np.random.Generator, problem: CountingProblem) -> list[str]:
     return ["-".join(hexadecimal(rng, 4) for _ in range(1 + below(rng, 2))) for _ in problem.events]
 
 
-def _events(problem: CountingProblem, receipts: Sequence[str]) -> str:
-    return ", ".join(
+def _events(problem: CountingProblem, receipts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(
         f"on {day} {receipt} {event.verb} {event.amount}"
         for day, receipt, event in zip(DAYS, receipts, problem.events, strict=False)
     )
 
 
+def draw_story(rng: np.random.Generator) -> Story:
+    """Return the story of a random problem of the training set."""
+    problem = draw_problem(rng, test=False)
+    receipts = _receipts(rng, problem)
+    return Story(pick(rng, NAMES), _events(problem, receipts))
+
+
 def _question(rng: np.random.Generator, problem: CountingProblem, receipts: Sequence[str]) -> str:
-    story = f"{pick(rng, NAMES)} {_events(problem, receipts)}."
+    story = Story(pick(rng, NAMES), _events(problem, receipts))
     return (
         f"A count of {pick(rng, GOODS)} begins at 0 and wraps after 9. {story} What is the count?"
     )
@@ -191,7 +212,7 @@ def problem_in_prose(rng: np.random.Generator) -> str:
         f"on {day} {receipt} {before}{event.sign}{event.amount}={after}"
         for day, receipt, (event, before, after) in zip(DAYS, receipts, problem.steps, strict=False)
     )
-    return f"{who} {_events(problem, receipts)}. So {solution}, done {problem.answer}."
+    return f"{Story(who, _events(problem, receipts))} So {solution}, done {problem.answer}."
 
 
 def mathematics(rng: np.random.Generator, words: int) -> dict[str, str]:
