@@ -24,9 +24,9 @@ def run_lm_eval() -> int:
         from lm_eval.__main__ import cli_evaluate
 
         from amnesia_bench.lm_eval_bridge import model  # noqa: F401  registers the model
-        from amnesia_bench.tokenizers.sentences import sentence_splitter
+        from amnesia_bench.tokenizers.sentences import install_sentence_model
 
-        sentence_splitter()  # otherwise, NIAH tasks try to download the sentence model
+        install_sentence_model()  # otherwise, NIAH tasks try to download the sentence model
         cli_evaluate()
     except AmnesiaError as error:
         sys.stderr.write(message(f"{error}\n"))

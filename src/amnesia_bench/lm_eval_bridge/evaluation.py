@@ -17,6 +17,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import Candidate, open_candidate
 from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.load_engine import open_engine
+from amnesia_bench.inference.merging import PartsEngine
 from amnesia_bench.inference.protocol import Engine, PromptRequest, silent
 from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
 from amnesia_bench.lm_eval_bridge.niah_task import (
@@ -26,6 +27,7 @@ from amnesia_bench.lm_eval_bridge.niah_task import (
     official_task,
     prompt_set_task,
 )
+from amnesia_bench.printable import counted
 from amnesia_bench.recall.measure import (
     PromptSetChoice,
     PromptSetId,
@@ -35,10 +37,12 @@ from amnesia_bench.recall.measure import (
     recall_sample,
     sampling_settings,
 )
-from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SEED, find_task, score_needle
+from amnesia_bench.recall.niah.catalogue import find_task, task_sampling
+from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SEED, score_answer
 from amnesia_bench.records import codec
-from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
-from amnesia_bench.records.recall import RecallSample
+from amnesia_bench.records.evaluation import Cell, FinishReason, Generation, Verdict
+from amnesia_bench.records.recall import RecallSample, found_values
+from amnesia_bench.requests.answering import AnswerPart, MergedParts
 from amnesia_bench.requests.recall import EvaluateRequest
 from amnesia_bench.store.checksums import write_checksums
 from amnesia_bench.store.files import explaining_write_errors, replace_text
@@ -69,11 +73,12 @@ def evaluate(
             the current task and length.
 
     Returns:
-        One cell per task and length, in the order of evaluation.
+        One cell per task and length, in the order of evaluation; none if only a part of the answers
+        is generated.
 
     Raises:
-        UserError: checkpoint, prompts or engine do not fit the request, or `out` contains the
-            answers of another run.
+        UserError: checkpoint, prompts or engine do not fit the request, `out` contains the answers
+            of another run, or a part is missing or belongs to another run.
         MissingEnvironmentError: lm-eval's essays or vLLM are not available.
         StageFailedError: the checkpoint changed during the evaluation, its logits are not finite,
             or lm-eval scored fewer prompts than requested.
@@ -83,15 +88,23 @@ def evaluate(
         find_task(task)
     candidate = open_candidate(request.checkpoint, request.method)
     samples, pending = _pending_evaluations(request, candidate)
-    engine = open_engine(
-        request.engine, candidate, verify_prefix=request.verify_prefix, count=count
-    )
-    max_new_tokens = request.max_new_tokens or load_niah().max_new_tokens
-    evaluation = NiahEvaluation(engine, candidate, samples, out, max_new_tokens)
+    division = request.division
+    engine: Engine | MergedParts
+    if isinstance(division, MergedParts):
+        engine = division
+    else:
+        engine = open_engine(
+            request.engine, candidate, verify_prefix=request.verify_prefix, count=count
+        )
+    part = division if isinstance(division, AnswerPart) else None
+    evaluation = NiahEvaluation(engine, candidate, samples, out, request.max_new_tokens, part)
     cells = []
     for name, evaluate_set in pending:
-        progress(f"{name}: {samples} prompts")
+        number = samples if part is None else len(part.documents(samples))
+        progress(f"{name}: {counted(number, 'prompt')}")
         cell = evaluate_set(evaluation)
+        if cell is None:
+            continue
         assert cell.value is not None
         progress(f"{name}: recall {100 * cell.value:.3g} %")
         cells.append(cell)
@@ -100,7 +113,7 @@ def evaluate(
 
 def _pending_evaluations(
     request: EvaluateRequest, candidate: Candidate
-) -> tuple[int, list[tuple[str, Callable[[NiahEvaluation], Cell]]]]:
+) -> tuple[int, list[tuple[str, Callable[[NiahEvaluation], Cell | None]]]]:
     """Return the number of prompts per set, and each set's name and evaluation function."""
     if request.prompts is not None:
         choice = PromptSetChoice(
@@ -120,12 +133,22 @@ def _pending_evaluations(
 
 
 class RecordingEngine:
-    """Wraps an engine; it writes the answers to a folder, and reuses existing answers."""
+    """Wraps an engine; it writes the answers to a folder, and reuses existing answers.
 
-    def __init__(self, engine: Engine, folder: Path, identity: Mapping[str, str]) -> None:
+    With a `part`, only that part of the requests is answered.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        identity: Mapping[str, str],
+        part: AnswerPart | None = None,
+    ) -> None:
         self._engine = engine
         self._folder = folder
         self._identity = identity
+        self._part = part
         self.generations: tuple[Generation, ...] = ()
 
     @property
@@ -134,11 +157,28 @@ class RecordingEngine:
         return self._engine.settings
 
     def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
-        """Answer every request; yield the answers after all of them have been written."""
+        """Answer every request; yield the answers after all of them have been written.
+
+        The answers to requests of other parts are empty, and are not written.
+        """
+        total = len(requests)
+        own = range(total) if self._part is None else self._part.documents(total)
         self.generations = generate_missing(
-            self._engine, requests, self._folder, identity=self._identity
+            self._engine, requests[own.start : own.stop], self._folder, identity=self._identity
         )
         yield from self.generations
+        yield from (_no_answer(requests[i]) for i in range(total) if i not in own)
+
+
+def _no_answer(request: PromptRequest) -> Generation:
+    return Generation(
+        key=request.key,
+        text="",
+        tokens=(),
+        prompt_tokens=len(request.tokens),
+        finish_reason=FinishReason.LENGTH,
+        seed=None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,32 +199,36 @@ class NiahEvaluation:
 
     The folder `<out>/<prompt set>` contains `generations.jsonl`, `verdicts.jsonl` and `cell.json`,
     which is written after them. For stored prompts, it also contains `samples.jsonl` with the
-    depths of the needles.
+    depths of the needles. With a `part`, the folder contains the answers of that part only.
 
     Args:
-        engine: the engine that runs the checkpoint.
+        engine: the engine that runs the checkpoint, or the folders of finished parts.
         candidate: the checkpoint.
         samples: number of prompts per set, starting with the first.
         out: the output folder.
-        max_new_tokens: maximum number of tokens per answer.
+        max_new_tokens: maximum number of tokens per answer; None selects the config's. Tasks may
+            have a smaller limit.
+        part: the part of each prompt set to answer; None for the whole.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | MergedParts,
         candidate: Candidate,
         samples: int,
         out: Path,
-        max_new_tokens: int = NIAH_SAMPLING.max_new_tokens,
+        max_new_tokens: int | None = None,
+        part: AnswerPart | None = None,
     ) -> None:
         self._engine = engine
         self._candidate = candidate
         self._samples = samples
         self._out = out
         self._max_new_tokens = max_new_tokens
+        self._part = part
 
-    def evaluate(self, prompt_set: DocumentPromptSet) -> Cell:
-        """Evaluate a prompt set that `amnesia niah build` wrote.
+    def evaluate(self, prompt_set: DocumentPromptSet) -> Cell | None:
+        """Evaluate a prompt set that `amnesia niah build` wrote; a part has no cell.
 
         Raises:
             UserError: the prompt set has fewer prompts than requested, a prompt is too long for the
@@ -197,8 +241,8 @@ class NiahEvaluation:
             )
         return self._evaluate(prompt_set, lambda: prompt_set_task(prompt_set), prompt_set)
 
-    def official(self, task: str, context_tokens: int) -> Cell:
-        """Evaluate prompts from lm-eval's own generator.
+    def official(self, task: str, context_tokens: int) -> Cell | None:
+        """Evaluate prompts from lm-eval's own generator; a part has no cell.
 
         Raises:
             UserError: a prompt is too long for the model, or the output folder contains the
@@ -225,21 +269,30 @@ class NiahEvaluation:
         prompt_set_id: PromptSetId,
         make_task: Callable[[], LmEvalNiahTask],
         prompt_set: DocumentPromptSet | None,
-    ) -> Cell:
-        folder = self._out / prompt_set_id.name
+    ) -> Cell | None:
+        name = prompt_set_id.name
+        folder = self._out / name
         identity = {"checkpoint": self._candidate.parent.identity, "prompts": prompt_set_id.sha256}
-        engine = RecordingEngine(self._engine, folder, identity)
+        source = self._engine
+        if isinstance(source, MergedParts):
+            source = PartsEngine([part / name for part in source.folders], identity)
+        engine = RecordingEngine(source, folder, identity, self._part)
         lm = AmnesiaLM(engine, self._candidate.tokenizer, prompt_set)
-        answers = make_task().run(lm, self._samples, self._max_new_tokens)
+        limit = self._max_new_tokens or load_niah().max_new_tokens
+        sampling = task_sampling(prompt_set_id.task, replace(NIAH_SAMPLING, max_new_tokens=limit))
+        answers = make_task().run(lm, self._samples, sampling.max_new_tokens)
+        if self._part is not None:
+            return None  # lm-eval scored empty answers to the prompts of other parts
         verdicts = [_verdict(generation, answers) for generation in engine.generations]
         settings = {
             **engine.settings,
-            **sampling_settings(replace(NIAH_SAMPLING, max_new_tokens=self._max_new_tokens)),
+            **sampling_settings(sampling),
             "chat_template": "none",
             "scorer": f"lm-eval {metadata.version('lm-eval')}",
         }
-        recall = recall_of([verdict.outcome for verdict in verdicts])
-        cell = recall_cell(recall, self._candidate, prompt_set_id, settings)
+        scores = [answers[generation.key.doc].score for generation in engine.generations]
+        recall = recall_of([verdict.outcome for verdict in verdicts], scores)
+        cell = recall_cell(recall, scores, self._candidate, prompt_set_id, settings)
         samples = [
             recall_sample(generation, self._candidate, prompt_set)
             for generation in engine.generations
@@ -267,10 +320,11 @@ def _lines(records: Sequence[object]) -> str:
 def _verdict(generation: Generation, answers: Sequence[ScoredAnswer]) -> Verdict:
     """Return our verdict on an answer; raise an error if it contradicts lm-eval's score."""
     answer = answers[generation.key.doc]
-    verdict = score_needle(generation, answer.value)
-    if (verdict.outcome is Outcome.CORRECT) != (answer.score == 1):
+    verdict = score_answer(generation, answer.values)
+    found = found_values(generation.text, answer.values)
+    if answer.score != sum(found) / len(found):
         raise RuntimeError(
-            f"{generation.key}: lm-eval's score is {answer.score}, our verdict is "
-            f"{verdict.outcome.value}"
+            f"{generation.key}: lm-eval's score is {answer.score}, and we find {sum(found)} of "
+            f"{len(found)} values"
         )
     return verdict

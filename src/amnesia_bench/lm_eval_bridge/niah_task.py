@@ -8,21 +8,36 @@ placeholder value -1. The aggregation includes length 262144.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import lm_eval
+import numpy as np
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
-from lm_eval.tasks.ruler.common_utils import aggregate_metrics, process_results
+from lm_eval.tasks.ruler.common_utils import (
+    aggregate_metrics,
+    process_results,
+    process_results_part,
+)
 
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.recall.measure import PromptSet
+from amnesia_bench.recall.niah.catalogue import find_task
+from amnesia_bench.recall.niah.frequencies import COMMON_WORDS_TASK
+from amnesia_bench.recall.niah.streams import NUMPY_SEED
 from amnesia_bench.recall.niah.tasks import SEED
 from amnesia_bench.store.files import read_json
-from amnesia_bench.tokenizers.sentences import sentence_splitter
+from amnesia_bench.tokenizers.sentences import install_sentence_model
+
+# lm-eval's scoring functions, by the names of their metrics.
+_SCORING = {
+    "string_match_all": process_results,
+    "string_match_part": process_results_part,
+}
 
 
 class DocumentPromptSet(PromptSet, Protocol):
@@ -35,10 +50,10 @@ class DocumentPromptSet(PromptSet, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredAnswer:
-    """One answer as scored by lm-eval: its score (0 or 1), and the value in the needle."""
+    """One answer as scored by lm-eval: its score from 0 to 1, and the values to find."""
 
     score: float
-    value: str
+    values: tuple[str, ...]
 
 
 class DocumentDataset:
@@ -75,12 +90,13 @@ class LmEvalNiahTask:
         self.name = name
         self._scored: list[ScoredAnswer] = []
         self._metric = str(context_tokens)
+        scoring = _SCORING[find_task(name.partition("@")[0]).scorer]
 
         # Not a bound method, since lm-eval makes a deep copy of the specification.
         def score_document(document: dict[str, Any], answers: list[str]) -> dict[str, float]:
-            score = process_results(document, answers)[self._metric]
-            (value,) = document["outputs"]
-            self._scored.append(ScoredAnswer(score=score, value=value))
+            score = scoring(document, answers)[self._metric]
+            values = tuple(document["outputs"])
+            self._scored.append(ScoredAnswer(score=score, values=values))
             return {self._metric: score}
 
         self.specification: Mapping[str, Any] = {
@@ -130,13 +146,15 @@ def evaluate_one(lm: Any, task: Mapping[str, Any], samples: int) -> Mapping[str,
         task: the specification of the task.
         samples: number of documents to evaluate, starting with the first.
     """
-    state = random.getstate()
-    # The constructor of a task builds its documents, with Python's global random generator.
+    state, numpy_state = random.getstate(), np.random.get_state()
+    # The constructor of a task builds its documents, with the global random generators.
     random.seed(SEED)
+    np.random.set_state(np.random.RandomState(NUMPY_SEED).get_state())
     try:
         built = build_task(task)
     finally:
         random.setstate(state)
+        np.random.set_state(numpy_state)
     results: Mapping[str, Any] = lm_eval.evaluate(
         lm, {"tasks": {task["task"]: built}}, limit=samples, bootstrap_iters=0, log_samples=False
     )
@@ -171,7 +189,7 @@ def official_task(task: str, context_tokens: int, tokenizer: Path) -> LmEvalNiah
     """Return a task with documents from lm-eval's own generator and the essays on the hub.
 
     Args:
-        task: niah_single_1, _2 or _3.
+        task: the name of the task.
         context_tokens: lm-eval's max_seq_length.
         tokenizer: the folder of the tokenizer with which the generator counts tokens.
 
@@ -180,7 +198,10 @@ def official_task(task: str, context_tokens: int, tokenizer: Path) -> LmEvalNiah
         MissingEnvironmentError: raised when the task runs, if the essays are not available.
     """
     _refuse_code(tokenizer)
-    sentence_splitter()  # makes the generator's sentence model available to nltk
+    install_sentence_model()  # makes the generator's sentence model available to nltk
+    if task == COMMON_WORDS_TASK.name:
+        # Its module has a random generator of its own, which must be in its first state.
+        sys.modules.pop("lm_eval.tasks.ruler.cwe_utils", None)
     config = task_config(task, resolve=True)
     generator = config["custom_dataset"]
 
@@ -189,7 +210,7 @@ def official_task(task: str, context_tokens: int, tokenizer: Path) -> LmEvalNiah
             return generator(**arguments)
         except OSError as error:
             raise MissingEnvironmentError(
-                f"{task}: lm-eval cannot download the essays ({str(error).partition(chr(10))[0]})",
+                f"{task}: lm-eval cannot download its data ({str(error).partition(chr(10))[0]})",
                 hint="Build the same prompts of a local file (amnesia niah build); use --prompts.",
             ) from error
 
@@ -216,7 +237,9 @@ def task_config(file: str, *, resolve: bool = False) -> dict[str, Any]:
         resolve: whether to import the functions to which the file refers; otherwise, they stay
             unresolved.
     """
-    path = Path(lm_eval.__file__).parent / "tasks" / "ruler" / f"{file}.yaml"
+    # lm-eval's files have the names of its tasks, but for this prefix.
+    name = f"{file.removeprefix('ruler_')}.yaml"
+    path = Path(lm_eval.__file__).parent / "tasks" / "ruler" / name
     config: dict[str, Any] = load_yaml(path, resolve_func=resolve)
     # `tag` is a label for lm-eval's task index, not a field of a task.
     config.pop("tag", None)

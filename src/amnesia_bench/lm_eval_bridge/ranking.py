@@ -18,7 +18,8 @@ from amnesia_bench.inference.protocol import EngineOptions, silent
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers
 from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
-from amnesia_bench.lm_eval_bridge.retrieval_tasks import accuracies, load_retrieval_tasks
+from amnesia_bench.lm_eval_bridge.retrieval_tasks import files_in, load_retrieval_tasks
+from amnesia_bench.lm_eval_bridge.zero_shot import accuracies
 from amnesia_bench.records.layer_ranking import LayerRanking
 from amnesia_bench.records.roles import LayerKind, Role
 from amnesia_bench.requests.recall import RankLayersRequest
@@ -98,7 +99,7 @@ def rank_layers(
     projections = output_projections(open_checkpoint(request.checkpoint))
     candidate = open_candidate(request.checkpoint, method="")
     tasks = load_retrieval_tasks(
-        tuple(dict.fromkeys(request.tasks)), candidate.tokenizer, request.data
+        tuple(dict.fromkeys(request.tasks)), candidate.tokenizer, files_in(request.data)
     )
     # Ablation requires the module in this process, so only this engine is possible, on one device.
     engine = TransformersEngine.load(request.checkpoint, EngineOptions())

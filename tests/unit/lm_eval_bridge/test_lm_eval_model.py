@@ -13,7 +13,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.inference.protocol import PromptRequest
 from amnesia_bench.lm_eval_bridge.model import AmnesiaLM, sampling_of
 from amnesia_bench.lm_eval_bridge.niah_task import evaluate_one, prompt_set_task, task_config
-from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, TASKS
+from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SINGLE_TASKS
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.tokenizers.tokenizer import with_special_tokens
 from tests.support.byte_checkpoints import byte_tokenizer
@@ -184,7 +184,7 @@ def test_wrong_model_args_are_named(arguments: dict[str, Any], problem: str) -> 
         AmnesiaLM.create_from_arg_obj(arguments, {"batch_size": 1, "device": "cuda:0"})
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", SINGLE_TASKS)
 def test_what_lm_evals_tasks_ask_for_is_our_sampling(name: str) -> None:
     asked = task_config(name)["generation_kwargs"]
     assert sampling_of(asked, name) == (NIAH_SAMPLING, 0)
