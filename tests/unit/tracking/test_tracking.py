@@ -13,7 +13,9 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.store.hashing import sha256_of
 from amnesia_bench.tracking.metrics_file import FilePrefix, MetricsFile, read_metrics
 from amnesia_bench.tracking.progress import progress
-from amnesia_bench.tracking.wandb_sink import WandbRun, WandbSink, wandb_mode
+from amnesia_bench.tracking.tracked_run import RunHeader
+from amnesia_bench.tracking.wandb_client import wandb_mode
+from amnesia_bench.tracking.wandb_sink import WandbSink
 
 
 def written(path: Path, steps: int) -> list[FilePrefix]:
@@ -88,14 +90,15 @@ def test_a_number_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
         file.append({"step": 1, "loss": float("nan")})
 
 
-RUN = WandbRun(
+RUN = RunHeader(
     project="amnesia",
     run_id="tiny-out",
+    name="out",
     group="hypenet_2b",
     job_type="next_token",
     config={"steps": 2},
-    folder=Path("nowhere"),
 )
+NOWHERE = Path("nowhere")
 
 
 class Wandb(SimpleNamespace):
@@ -104,6 +107,7 @@ class Wandb(SimpleNamespace):
     def __init__(self, fail: str = "", only_online: bool = False) -> None:
         self.calls: list[tuple[str, Any]] = []
         self.Settings = lambda **kwargs: kwargs
+        self.teardown = lambda: self.calls.append(("teardown", None))
         self._fail, self._only_online = fail, only_online
 
     def _call(self, name: str, value: Any) -> None:
@@ -126,7 +130,7 @@ def test_metrics_reach_wandb_under_a_name_that_a_resumed_run_has_too(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
     module = Wandb()
-    sink = WandbSink(RUN, module)
+    sink = WandbSink(RUN, NOWHERE, module)
     sink.log({"loss": 0.5}, 7)
     sink.finish(0)
     (_, started), *rest = module.calls
@@ -137,16 +141,17 @@ def test_metrics_reach_wandb_under_a_name_that_a_resumed_run_has_too(
 def test_a_start_that_fails_online_goes_on_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
     module = Wandb("init", only_online=True)
-    sink = WandbSink(RUN, module)
+    sink = WandbSink(RUN, NOWHERE, module)
     sink.log({}, 1)
-    assert [call[1]["mode"] for call in module.calls[:2]] == ["online", "offline"]
-    assert module.calls[2][0] == "log"
+    names = [name for name, _ in module.calls]
+    assert names == ["init", "teardown", "init", "log"]
+    assert [module.calls[i][1]["mode"] for i in (0, 2)] == ["online", "offline"]
 
 
 @pytest.mark.parametrize(("fail", "logs"), [("init", 0), ("log", 3), ("finish", 9)])
 def test_failures_never_reach_the_run_and_three_end_the_attempts(fail: str, logs: int) -> None:
     module = Wandb(fail)
-    sink = WandbSink(RUN, module)
+    sink = WandbSink(RUN, NOWHERE, module)
     for step in range(9):
         sink.log({"loss": 1.0}, step)
     sink.finish(1)
@@ -157,7 +162,7 @@ def test_a_missing_package_is_told_and_does_no_harm(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    sink = WandbSink(RUN)
+    sink = WandbSink(RUN, NOWHERE)
     sink.log({"loss": 1.0}, 1)
     sink.finish(0)
     assert "wandb" in caplog.text
@@ -177,10 +182,11 @@ def test_the_mode_is_online_only_with_a_key(tmp_path: Path) -> None:
 REAL = """
 import sys
 from pathlib import Path
-from amnesia_bench.tracking.wandb_sink import WandbRun, WandbSink
-run = WandbRun(project="amnesia", run_id="tiny-out", group="g", job_type="sft",
-               config={"steps": 2}, folder=Path(sys.argv[1]))
-sink = WandbSink(run)
+from amnesia_bench.tracking.tracked_run import RunHeader
+from amnesia_bench.tracking.wandb_sink import WandbSink
+run = RunHeader(project="amnesia", run_id="tiny-out", name="out", group="g", job_type="sft",
+                config={"steps": 2})
+sink = WandbSink(run, Path(sys.argv[1]))
 sink.log({"loss": 0.25}, 1)
 sink.finish(0)
 """
