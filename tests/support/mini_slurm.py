@@ -1,7 +1,8 @@
 """A SLURM of two nodes on this machine, each with two GPUs that do not exist.
 
-Both nodes share the file system, the clock and the host name, so delays of a network file system
-and clocks that differ are not shown.
+Both nodes share the clock and the host name, and the file system unless a folder is hidden from
+one. Delays of a network file system are not shown, nor are limits of users and of QOS, for which
+SLURM needs a database.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from amnesia_bench.store.processes import parent_of
+
 _PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "munged")
 _CONF = """\
 ClusterName=mini
@@ -24,7 +27,8 @@ SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+# A requeued job waits for cred_expire before it starts again; SLURM's default is two minutes.
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -38,9 +42,9 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
-SlurmdTimeout=30
+SlurmdTimeout=15
 MaxJobCount={max_jobs}
-MinJobAge=300
+MinJobAge={keep_seconds}
 KillWait=20
 MpiDefault=none
 AccountingStorageType=accounting_storage/none
@@ -48,7 +52,11 @@ GresTypes=gpu
 NodeName=DEFAULT CPUs=4 RealMemory=8000 Gres=gpu:2 State=UNKNOWN
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]}
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 PartitionName=debug Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PartitionName=short Nodes=n1,n2 MaxTime=30 State=UP
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=9
 """
 
 
@@ -77,36 +85,61 @@ class MiniSlurm:
         )
         return done.stdout
 
-    def start_node(self, node: str) -> None:
-        subprocess.run(["slurmd", "-N", node], env=self.environment, check=True, timeout=60)
+    def start_node(self, node: str, hidden: Path | None = None) -> None:
+        """Start the daemon of a node; its jobs see an empty folder at the path `hidden`."""
+        command = ["slurmd", "-N", node]
+        if hidden is not None:
+            mount = f"mount -t tmpfs none {hidden} && exec slurmd -N {node}"
+            command = ["unshare", "--mount", "sh", "-c", mount]
+        subprocess.run(command, env=self.environment, check=True, timeout=60)
 
     def kill_node(self, node: str) -> None:
         """Kill the daemon of a node, and all that its jobs started, with SIGKILL."""
         pid = int((self.folder / f"slurmd-{node}.pid").read_text())
-        for other in (*_below(pid), pid):
-            with suppress(ProcessLookupError):
-                os.kill(other, 9)
+        _kill([pid, *self._jobs(f"SLURMD_NODENAME={node}")])
+
+    def _jobs(self, *words: str) -> list[int]:
+        """Return the processes of jobs with these words in their environment, daemons first."""
+        marks = {f"SLURM_CONF={self.folder}/slurm.conf", *words}
+        jobs, daemons = [], set()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                environment = (folder / "environ").read_bytes().decode(errors="replace")
+                if marks <= set(environment.split("\0")) and "SLURM_JOB_ID=" in environment:
+                    jobs.append(int(folder.name))
+                    parent = parent_of(int(folder.name))
+                    if b"slurmstepd" in Path(f"/proc/{parent}/cmdline").read_bytes():
+                        daemons.add(parent)
+        return [*(pid for pid in daemons if pid is not None), *jobs]
+
+    def stop(self) -> None:
+        """Kill all daemons and jobs."""
+        files = [self.folder / f"{name}.pid" for name in ("slurmd-n1", "slurmd-n2", "slurmctld")]
+        daemons = [int(path.read_text()) for path in files if path.is_file()]
+        _kill([*daemons, *self._jobs()])
+        _kill([int(path.read_text()) for path in [self.folder / "munge.pid"] if path.is_file()])
 
 
-def _below(pid: int) -> list[int]:
-    """Return all descendants of a process and, for SLURM, of its step daemons."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True)
-    rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
-    found, grown = {pid}, True
-    while grown:
-        more = {int(row[0]) for row in rows if int(row[1]) in found} - found
-        found |= more
-        grown = bool(more)
-    return sorted(found - {pid})
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, 9)
 
 
 @contextmanager
-def mini_slurm(folder: Path, max_jobs: int = 10_000) -> Iterator[MiniSlurm]:
-    """Start a SLURM in a folder, and stop it after the block."""
+def mini_slurm(
+    folder: Path, max_jobs: int = 10_000, keep_seconds: int = 300
+) -> Iterator[MiniSlurm]:
+    """Start a SLURM in a folder, and stop it after the block.
+
+    `max_jobs` is the number of jobs that it knows at the same time; it forgets jobs `keep_seconds`
+    after they have ended.
+    """
     for name in ("state", "spool-n1", "spool-n2"):
         (folder / name).mkdir(parents=True)
     ports = _free_ports(3)
-    (folder / "slurm.conf").write_text(_CONF.format(folder=folder, ports=ports, max_jobs=max_jobs))
+    settings = {"folder": folder, "ports": ports, "max_jobs": max_jobs}
+    (folder / "slurm.conf").write_text(_CONF.format(**settings, keep_seconds=keep_seconds))
     for i in range(2):
         # Character devices like /dev/null: slurmd refuses plain files as GPUs.
         os.mknod(folder / f"gpu{i}", 0o20666, os.makedev(1, 3))
@@ -120,7 +153,7 @@ def mini_slurm(folder: Path, max_jobs: int = 10_000) -> Iterator[MiniSlurm]:
     }
     slurm = MiniSlurm(folder, environment)
     with ExitStack() as stack:
-        stack.callback(_stop, folder)
+        stack.callback(slurm.stop)
         _start_munge(folder)
         subprocess.run(["slurmctld"], env=environment, check=True, timeout=60)
         slurm.start_node("n1")
@@ -141,16 +174,6 @@ def _start_munge(folder: Path) -> None:
     files |= {"log-file": folder / "munge.log", "seed-file": folder / "munge.seed"}
     options = [f"--{name}={path}" for name, path in files.items()]
     subprocess.run(["munged", "--force", *options], env={"PATH": _path()}, check=True, timeout=60)
-
-
-def _stop(folder: Path) -> None:
-    for name in ("slurmd-n1", "slurmd-n2", "slurmctld", "munge"):
-        path = folder / f"{name}.pid"
-        with suppress(FileNotFoundError, ValueError, ProcessLookupError):
-            pid = int(path.read_text())
-            for other in (*_below(pid), pid):
-                with suppress(ProcessLookupError):
-                    os.kill(other, 9)
 
 
 def _free_ports(count: int) -> list[int]:

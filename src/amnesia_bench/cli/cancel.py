@@ -3,7 +3,8 @@
   amnesia cancel
   amnesia cancel experiment=table1 profile=paper
 
-Running stages save their state if SLURM gives them time to. `amnesia run` resumes them.
+Running stages save their state if SLURM gives them time to. `amnesia run` resumes them. An `amnesia
+run` that waits for the jobs ends. Jobs of other stores and of other users are not cancelled.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import argparse
 from pathlib import Path
 
 import amnesia_bench
-from amnesia_bench.cli.output import say
+from amnesia_bench.cli.output import say, tell
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.requests.experiments import CancelRequest
+from amnesia_bench.store.layout import store_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,4 +34,6 @@ def run(args: argparse.Namespace) -> ExitCode:
     for job in jobs:
         say(f"{job.stage}: {job.shown}")
     say(f"Cancelled jobs: {len(jobs)}.")
+    if not jobs:
+        tell(f"The queue has no job of yours for {store_of(args.store)}.")
     return ExitCode.DONE

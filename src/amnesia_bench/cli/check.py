@@ -3,16 +3,19 @@ r"""Test with needle-in-a-haystack prompts whether a fine-tune lost long-range r
   amnesia check --pre BASE --post FINETUNE --prompts PROMPTS
   amnesia check --pre BASE --post FINETUNE --restored REPAIRED --haystack hub \
       --lengths 32768,262144 --tasks niah_single_2,niah_single_3 --markdown summary.md
+  amnesia check --pre BASE --post FINETUNE --haystack hub --suite ruler
 
-All checkpoints answer the same prompts in small batches, longest prompts first, until the verdict
-is clear. The exit code is 3 if recall regressed, and 0 if it did not or if the check is undecided
-(with a warning on stderr). The verdict is about POST; for a repaired checkpoint, the command also
-reports how much recall it regained. To resume an interrupted check, run the same command again.
+The command first prints what the check costs at most. All checkpoints answer the same prompts in
+small batches, longest prompts first, until the verdict is clear. The exit code is 3 if recall
+regressed, and 0 if it did not or if the check is undecided (with a warning on stderr). The verdict
+is about POST; for a repaired checkpoint, the command also reports how much recall it regained. To
+resume an interrupted check, run the same command again.
 """
 
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 import amnesia_bench
@@ -21,10 +24,11 @@ from amnesia_bench.cli.niah_options import add_prompt_arguments, haystack_of, pr
 from amnesia_bench.cli.output import say, show, table
 from amnesia_bench.cli.progress import TerminalProgress, hide_library_bars
 from amnesia_bench.cli.requests import make
+from amnesia_bench.costs.check_cost import CheckCost
 from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.recall.check_summary import columns, headline, heat_rows, notes, row
 from amnesia_bench.records.recall import TOLERATED_DROP, CheckReport, CheckVerdict
-from amnesia_bench.requests.recall import CheckRequest
+from amnesia_bench.requests.recall import SUITES, CheckRequest
 from amnesia_bench.store.files import explaining_write_errors, replace_text
 
 
@@ -41,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--haystack",
         help="build the prompts from these essays: hub, hub@REVISION, or a file or folder",
+    )
+    parser.add_argument(
+        "--suite",
+        help=f"a preset of tasks, lengths and samples: {', '.join(SUITES)} (with --haystack: niah)",
     )
     add_prompt_arguments(parser, amnesia_bench.load_niah("check"), "--haystack")
     parser.add_argument(
@@ -70,6 +78,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         restored=args.restored,
         prompts=args.prompts,
         haystack=haystack_of(args.haystack),
+        suite=args.suite,
         margin=args.margin / 100,
         engine=engine_choice(args),
         work=args.work,
@@ -78,13 +87,28 @@ def run(args: argparse.Namespace) -> ExitCode:
     for file in (args.json, args.markdown):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: the folder {file.parent} does not exist")
+    # If a folder is missing or damaged, the check itself says what is wrong with it.
+    with suppress(UserError):
+        _say_cost(amnesia_bench.estimate_check(request))
     hide_library_bars()
     with TerminalProgress() as progress:
         finished = amnesia_bench.check(request, progress=progress.say, count=progress.count)
     _write(args, finished.folder)
     _print(finished.report, finished.folder, progress)
     regressed = finished.report.verdict is CheckVerdict.REGRESSION
-    return ExitCode.RECALL_REGRESSION if regressed else ExitCode.DONE
+    return ExitCode.REGRESSION if regressed else ExitCode.DONE
+
+
+def _say_cost(cost: CheckCost) -> None:
+    hours = ""
+    if cost.gpu_hours is not None:
+        hours = f"; about {cost.gpu_hours:.2g} hours on one {cost.gpu.upper()}"
+    say(
+        f"At most {cost.answers:,} answers to prompts of {cost.prompt_sets} "
+        f"{'task and length' if cost.prompt_sets == 1 else 'tasks and lengths'}: "
+        f"{cost.prompt_tokens / 1e6:,.3g} million prompt tokens and "
+        f"{cost.new_tokens / 1e6:,.3g} million new tokens{hours}. A clear verdict needs fewer."
+    )
 
 
 def _write(args: argparse.Namespace, records: Path) -> None:
@@ -99,13 +123,13 @@ def _print(report: CheckReport, records: Path, progress: TerminalProgress) -> No
     grid = table("recall in per cent, drop from pre to post in points", columns(report))
     for checked in report.cells:
         grid.add_row(*row(checked, report))
-    lengths = map(str, report.heat_maps[0].context_tokens)
-    heat = table("", ("depth", *lengths))
-    for cells in heat_rows(report.heat_maps):
-        heat.add_row(*cells)
     show(grid)
-    say(f"Recall by depth and length in per cent, {' > '.join(report.checkpoints)} (n):")
-    show(heat)
+    if lengths := report.heat_maps[0].context_tokens:
+        heat = table("", ("depth", *map(str, lengths)))
+        for cells in heat_rows(report.heat_maps):
+            heat.add_row(*cells)
+        say(f"Recall by depth and length in per cent, {' > '.join(report.checkpoints)} (n):")
+        show(heat)
     for note in notes(report):
         say(note)
     say(f"Records: {records}")

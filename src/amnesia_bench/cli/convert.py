@@ -5,7 +5,8 @@
 
 Stage 1 creates the student for hidden-state alignment, which has a lightning mixer in every layer.
 Stage 2 creates the hybrid, which has the teacher's softmax attention in the layers that the config
-selects and lightning mixers in all others.
+or `amnesia select-layers` selects, and lightning mixers in all others. Nobody has published the
+layers of 0_6b: those in its config are evenly spaced.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         required=True,
-        help="size of the HypeNet: 2b, 5b, 9b, or the path of a config (.yaml, config.json)",
+        help="size of the HypeNet: 0_6b, 2b, 5b, 9b, or the path of a config (.yaml, config.json)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument(
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="if the teacher's head is untied and the config's is tied (9B): keep the teacher's "
         "head, or drop it as the authors did (teacher)",
     )
+    parser.add_argument(
+        "--layers",
+        type=Path,
+        metavar="FILE",
+        help="stage 2: softmax layers from a file of `amnesia select-layers` (those of the config)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the new gates (0)")
 
 
@@ -53,6 +60,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         student=args.student,
         tie_head=args.tie_head,
         seed=args.seed,
+        layers=args.layers,
     )
     config = amnesia_bench.convert(request, args.out)
     softmax = ", ".join(map(str, config.softmax_layers)) or "none"

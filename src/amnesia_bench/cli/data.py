@@ -14,7 +14,7 @@ in your own files; the configs of generated data need neither a download nor --i
 interrupted preparation, run the same command again: finished input files are skipped. `inspect`
 compares the files with their hashes and prints the counts. `synthesize` writes the tokenizer for
 generated texts, or the rows of a generator, which can be evaluation problems, a haystack, or
-training rows to inspect.
+training rows to inspect. `import` copies a file, which `profile.files` of an experiment names.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from amnesia_bench.data.data_tokenizer import decoder
 from amnesia_bench.data.sequence_store import TOKENIZER, SequenceStore, open_store
 from amnesia_bench.data.synthesize import ROWS
 from amnesia_bench.errors import ExitCode, UserError
-from amnesia_bench.printable import printable
+from amnesia_bench.printable import counted, printable
 from amnesia_bench.records.data import DataDescription
 from amnesia_bench.requests.data import (
+    ImportRowsRequest,
     PrepareRequest,
     SynthesizeRowsRequest,
     SynthesizeTokenizerRequest,
@@ -68,7 +69,7 @@ def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         "--chat",
         metavar="STYLE",
         help="overrides the config's chat style: template (the tokenizer's own chat template), "
-        "qwen3, chatml, llama3 or mistral",
+        "qwen3, chatml, llama3, mistral, or question_answer for a base model without a template",
     )
     parser.add_argument(
         "--input",
@@ -176,12 +177,30 @@ def _synthesize(args: argparse.Namespace) -> ExitCode:
     return ExitCode.DONE
 
 
+def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="the file of rows or texts")
+    parser.add_argument("--sha256", metavar="HEX", help="expected hash of the file's contents")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write; must not exist yet"
+    )
+
+
+def _import(args: argparse.Namespace) -> ExitCode:
+    request = make(ImportRowsRequest, {"sha256": "--sha256"}, file=args.file, sha256=args.sha256)
+    amnesia_bench.import_rows(request, args.out)
+    say(f"{args.out / request.copy_name}: a copy of {args.file}")
+    return ExitCode.DONE
+
+
 SUBCOMMANDS = {
     "prepare": Subcommand(
         "tokenize a data source and pack it into sequences", _add_prepare_arguments, _prepare
     ),
     "inspect": Subcommand(
         "verify prepared data, print its counts or one sequence", _add_inspect_arguments, _inspect
+    ),
+    "import": Subcommand(
+        "copy a file of rows into a folder with a manifest", _add_import_arguments, _import
     ),
     "synthesize": Subcommand(
         "generate synthetic rows, or their tokenizer", _add_synthesize_arguments, _synthesize
@@ -213,7 +232,7 @@ def _coloured(store: SequenceStore, number: int) -> Text:
 
 def _print(description: DataDescription) -> None:
     counts = description.counts
-    grid = table(f"{description.name}: {description.num_sequences:,} sequences of "
+    grid = table(f"{description.name}: {counted(description.num_sequences, 'sequence')} of "
                  f"{description.sequence_tokens:,} tokens", ("", "count", "share"))  # fmt: skip
     documents, tokens = max(counts.documents, 1), counts.tokens
     sampled = description.config["sample_rows"]

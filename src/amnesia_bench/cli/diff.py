@@ -17,9 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import amnesia_bench
-from amnesia_bench.cli.output import counted, percent, print_json, say, show, table
+from amnesia_bench.cli.output import percent, print_json, say, show, table
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.printable import counted
 from amnesia_bench.records.difference import CheckpointDifference, TensorDifference
 from amnesia_bench.requests.checkpoints import DiffRequest
 from amnesia_bench.weights.names import grouped_names

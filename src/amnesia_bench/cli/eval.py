@@ -7,7 +7,9 @@ r"""Evaluate the recall of a checkpoint with lm-evaluation-harness and our infer
 of lm-eval's own generator. With --official-data, lm-eval generates the prompts, which takes minutes
 per length and requires downloads from the hub. In both cases, lm-eval runs the requests and scores
 the answers. The results of each task and length are in a subfolder of OUT. To resume an interrupted
-run, run the same command again. To use our engines from lm-eval's own command line, run
+run, run the same command again. Several GPUs or machines can each answer a part of the prompts
+(--part 1/2, --part 2/2); the same command with --merge DIR --merge DIR then scores them. To use our
+engines from lm-eval's own command line, run
 
   python -m amnesia_bench.lm_eval_bridge --model amnesia --model_args pretrained=DIR ...
 """
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import amnesia_bench
 from amnesia_bench.cli.command import Subcommand
+from amnesia_bench.cli.division_options import add_division_arguments, division_of
 from amnesia_bench.cli.engine_options import engine_choice
 from amnesia_bench.cli.niah_options import add_prompt_arguments, prompt_fields
 from amnesia_bench.cli.output import print_json, say, show, table
@@ -42,6 +45,7 @@ def _add_niah_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for answers and scores")
     parser.add_argument("--method", default="", help="label of the row in a table: +QK-Restore")
     add_prompt_arguments(parser, defaults, "--official-data")
+    add_division_arguments(parser)
     parser.add_argument(
         "--max-new-tokens",
         type=int,
@@ -66,6 +70,7 @@ def _niah(args: argparse.Namespace) -> ExitCode:
         method=args.method,
         engine=engine_choice(args),
         verify_prefix=args.verify_prefix,
+        division=division_of(args),
         **prompt_fields(args),
     )
     hide_library_bars()
@@ -75,6 +80,11 @@ def _niah(args: argparse.Namespace) -> ExitCode:
         )
     if args.json:
         print_json(to_json(cells))
+    elif args.part is not None:
+        say(
+            f"{args.out}: part {args.part}. When all parts are done, run the same command with "
+            f"--merge {args.out}"
+        )
     else:
         _print(cells, args)
     return ExitCode.DONE

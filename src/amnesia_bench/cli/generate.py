@@ -7,6 +7,13 @@ r"""Generate a model's answers to a reasoning benchmark.
 The sampling settings and the number of answers per problem are in configs/eval/TASK.yaml. Each
 answer is written as soon as it is complete. To resume an interrupted run, run the same command
 again. To score the answers, use `amnesia score`.
+
+Several GPUs or machines can each generate a part of the answers, and the result is the same:
+
+  amnesia generate --checkpoint FINETUNE --task math500 --part 1/2 --out answers/first
+  amnesia generate --checkpoint FINETUNE --task math500 --part 2/2 --out answers/second
+  amnesia generate --checkpoint FINETUNE --task math500 --merge answers/first \
+      --merge answers/second --out answers/sft
 """
 
 from __future__ import annotations
@@ -15,10 +22,12 @@ import argparse
 from pathlib import Path
 
 import amnesia_bench
+from amnesia_bench.cli.division_options import add_division_arguments, division_of
 from amnesia_bench.cli.engine_options import add_engine_arguments, engine_choice
 from amnesia_bench.cli.output import say, typed
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.printable import counted
 from amnesia_bench.requests.reasoning import GenerateRequest
 
 
@@ -44,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-chat-template", action="store_true", help="send the problems without a chat template"
     )
     add_engine_arguments(parser)
+    add_division_arguments(parser)
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -64,10 +74,16 @@ def run(args: argparse.Namespace) -> ExitCode:
         method=args.method,
         chat_template=args.chat_template,
         engine=engine_choice(args),
+        division=division_of(args),
     )
     answers = amnesia_bench.generate(request, args.out)
+    problems = len({generation.key.doc for generation in answers.generations})
+    following = f"Next: {typed('score', args.out)}"
+    if args.part is not None:
+        following = f"When all parts are done, run the same command with --merge {args.out}"
     say(
-        f"{args.out}: {len(answers.generations)} answers to {answers.run.documents} problems of "
-        f"{args.task}. Next: {typed('score', args.out)}"
+        f"{args.out}: {counted(len(answers.generations), 'answer')} to "
+        f"{counted(problems, 'problem')} of {args.task}. "
+        f"{following}"
     )
     return ExitCode.DONE

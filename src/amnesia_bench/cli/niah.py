@@ -1,9 +1,11 @@
-"""Build needle-in-a-haystack prompts, which all checkpoints with the same tokenizer can share.
+r"""Build prompts of RULER's tasks, which all checkpoints with the same tokenizer can share.
 
   amnesia niah build --tokenizer CHECKPOINT --lengths 32768,262144 --haystack hub --out prompts
+  amnesia niah build --tokenizer CHECKPOINT --lengths 32768 --out questions \
+      --tasks ruler_vt,ruler_cwe,ruler_qa_squad --squad dev-v2.0.json
 
 The prompts are byte for byte equal to those that lm-evaluation-harness 0.4.13 generates with its
-default seed for one task and one length at a time.
+default seed for one task and one length at a time; another --seed gives other needles.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from amnesia_bench.cli.niah_options import haystack_of, lengths_of, listed, spli
 from amnesia_bench.cli.output import show, table
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.records.ids import RECALL_TASKS
 from amnesia_bench.requests.recall import BuildPromptsRequest
 
 
@@ -30,17 +33,31 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     defaults = amnesia_bench.load_niah()
     tasks = listed(defaults.tasks)
-    parser.add_argument("--tasks", default=tasks, help=f"any of {tasks} (all)")
+    parser.add_argument(
+        "--tasks", default=tasks, help=f"any of {listed(RECALL_TASKS)} (default: {tasks})"
+    )
     parser.add_argument(
         "--haystack",
-        help="essays for niah_single_2 and niah_single_3: hub, hub@REVISION, a file "
+        help="essays for the tasks that hide needles in essays: hub, hub@REVISION, a file "
         "(.json, .jsonl, .txt, .md) or a folder of texts",
+    )
+    parser.add_argument(
+        "--squad", type=Path, metavar="FILE", help="questions of ruler_qa_squad: dev-v2.0.json"
+    )
+    parser.add_argument(
+        "--hotpot",
+        type=Path,
+        metavar="FILE",
+        help="questions of ruler_qa_hotpot: hotpot_dev_distractor_v1.json",
     )
     parser.add_argument(
         "--samples",
         type=int,
         default=defaults.samples,
         help=f"prompts per task and length ({defaults.samples})",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the needles; lm-eval's prompts have seed 0 (0)"
     )
     parser.add_argument(
         "--repeat",
@@ -59,18 +76,18 @@ def _build(args: argparse.Namespace) -> ExitCode:
         samples=args.samples,
         haystack=haystack_of(args.haystack),
         repeat=args.repeat,
+        seed=args.seed,
+        squad=args.squad,
+        hotpot=args.hotpot,
     )
     records = amnesia_bench.build_prompts(request, args.out)
-    grid = table(
-        str(args.out), ("prompt set", "method", "samples", "units", "prompt tokens"), left=2
-    )
+    grid = table(str(args.out), ("prompt set", "method", "samples", "prompt tokens"), left=2)
     for record in records:
-        tokens = record.samples.prompt_tokens
+        tokens = record.prompt_tokens
         grid.add_row(
             record.name,
             "splicing" if record.spliced else "tokenising whole prompts",
             str(len(tokens)),
-            str(max(document.units for document in record.documents)),
             f"{min(tokens)} - {max(tokens)}",
         )
     show(grid)

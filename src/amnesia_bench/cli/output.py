@@ -106,11 +106,6 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} TB"
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number followed by its noun in singular or plural: "1 shard" or "2 shards"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def percent(fraction: float | None) -> str:
     """Return a fraction as a percentage; "-" for None."""
     return "-" if fraction is None else f"{100 * fraction:.3g} %"

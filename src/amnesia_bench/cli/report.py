@@ -29,7 +29,12 @@ from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.records.report import Report
 from amnesia_bench.reporting.wording import summary
-from amnesia_bench.requests.experiments import LabelledCells, LabelledDrift, ReportRequest
+from amnesia_bench.requests.experiments import (
+    LabelledAnalysis,
+    LabelledCells,
+    LabelledDrift,
+    ReportRequest,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="restoration.json, or the output of `amnesia diff PRE POST --json`, for the drift "
         "figure; can be repeated",
     )
+    parser.add_argument(
+        "--analysis",
+        action="append",
+        default=[],
+        metavar="LABEL=DIR",
+        help="folder of `amnesia analyze` and its label, MODEL[@SFT][/SEED], for the claims about "
+        "the cause; can be repeated",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the report")
     parser.add_argument(
         "overrides",
@@ -73,6 +86,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         sources=tuple(parse_cells(text) for text in args.cells),
         overrides=tuple(args.overrides),
         drift=tuple(parse_drift(text) for text in args.drift),
+        analyses=tuple(parse_analysis(text) for text in args.analysis),
     )
     written = amnesia_bench.report(request, args.out)
     print_report(written.report, written.files[-1])
@@ -92,12 +106,31 @@ def parse_cells(text: str) -> LabelledCells:
     named = [name for part in parts for name in part.split("@")]
     if not folder or not all(named) or len(parts) > 3:
         raise UserError(
-            f"--cells {text}: expected DIR, or MODEL/METHOD@SFT/SEED=DIR",
+            f"{text}: expected DIR, or MODEL/METHOD@SFT/SEED=DIR",
             hint="For example HypeNet-5B/restored@tulu3=results/qk; parts on the right are "
             "optional.",
         )
     model, method, seed = (*parts, None, None)[:3]
     return LabelledCells(folder=Path(folder), model=model, method=method, seed=seed)
+
+
+def parse_analysis(text: str) -> LabelledAnalysis:
+    """Parse a value of --analysis, which has the form `MODEL[@SFT][/SEED]=DIR`.
+
+    Raises:
+        UserError: the model or the folder is missing.
+    """
+    label, _, folder = text.partition("=")
+    row, _, seed = label.partition("/")
+    model, _, finetune = row.partition("@")
+    if not model or not folder:
+        raise UserError(
+            f"{text}: expected MODEL@SFT/SEED=DIR",
+            hint="For example HypeNet-5B@miromind=maps; @SFT and /SEED are optional.",
+        )
+    return LabelledAnalysis(
+        folder=Path(folder), model=model, finetune=finetune or None, seed=seed or "0"
+    )
 
 
 def parse_drift(text: str) -> LabelledDrift:
@@ -112,6 +145,11 @@ def print_report(report: Report, page: Path) -> None:
     """Print the claims of a report with their verdicts, and the path of its page."""
     # The tables are not printed because they are wider than a terminal; the files contain them.
     notes = list(report.notes)
+    if report.causes is not None and report.causes.claims:
+        grid = table("Why recall is lost", ("claim", "our numbers"), left=2)
+        for cause in report.causes.claims:
+            grid.add_row(cause.text, str(cause.verdict))
+        show(grid)
     for filled in report.tables:
         grid = table(filled.table.title, ("claim", "our numbers", "the paper's numbers"), left=3)
         for claim in filled.claims:

@@ -16,17 +16,22 @@ On a SLURM cluster, with one job per stage:
 
 The jobs do not need this process: if it ends, the same command finds them and waits for them.
 `amnesia cancel` cancels them.
+
+With tracking=wandb or tracking=trackio, finished stages, table rows and reports are also copied to
+W&B or trackio; see `amnesia track --help`.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 import amnesia_bench
 from amnesia_bench.cli import report
 from amnesia_bench.cli.output import say
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.printable import counted
 from amnesia_bench.requests.experiments import JobScriptsRequest, RunRequest
 
 
@@ -49,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detach",
         action="store_true",
-        help="submit the jobs to SLURM, and do not wait for them",
+        help="submit the jobs to SLURM, as many as it accepts, and do not wait for them",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the batch scripts, and submit nothing"
@@ -76,6 +81,8 @@ def run(args: argparse.Namespace) -> ExitCode:
     )
     outcome = result.outcome
     if outcome.submitted is not None:
+        if outcome.without_job:
+            say(_without_job(args, outcome.without_job))
         say("`amnesia status` shows the jobs. Run the same command again to write the report.")
         return ExitCode.DONE
     others = f", {outcome.by_others} run by other processes" if outcome.by_others else ""
@@ -90,3 +97,14 @@ def run(args: argparse.Namespace) -> ExitCode:
             say(f"Files changed or removed since they were written: {names}. Writing them again:")
         report.print_report(page.report, page.files[-1])
     return ExitCode.DONE
+
+
+def _without_job(args: argparse.Namespace, stages: int) -> str:
+    """Return what to type so that the stages are submitted for which the queue had no place."""
+    folders = [f"--out={args.out}", *([f"--store={args.store}"] if args.store else [])]
+    command = shlex.join(["amnesia", "run", *args.overrides, *folders])
+    return (
+        f"{counted(stages, 'stage')} without a job: your queue is full, and with --detach nothing "
+        "waits until it has places. Run the same command again later, or leave a process that "
+        f"submits the others and writes the report:\n  nohup {command} > amnesia.log 2>&1 &"
+    )

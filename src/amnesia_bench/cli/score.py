@@ -1,20 +1,19 @@
 r"""Score the answers that `amnesia generate` wrote.
 
   amnesia score answers/sft
-  amnesia score answers/restored --against answers/sft
   amnesia score answers/sft --scorer flexible --json
 
 For mathematics, the scorer `strict` accepts only the answer in the last \boxed{}; `flexible` also
 accepts a number or formula if there is no box. For programs, `strict` judges like LiveCodeBench's
 published checker and `lenient` judges like plain Python. Programs run in a sandbox, which
 `amnesia sandbox` tests. Results are written to a subfolder scored_SCORER of --out, by default of
-the folder of the answers. Scoring needs no GPU and can be repeated.
+the folder of the answers. Scoring needs no GPU and can be repeated. `amnesia compare` compares the
+scores of two models problem by problem.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +21,10 @@ import amnesia_bench
 from amnesia_bench.cli.output import print_json, say, show, table, tell
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.printable import counted
 from amnesia_bench.records.codec import to_json
 from amnesia_bench.records.evaluation import Interval
-from amnesia_bench.records.reasoning import Difference
-from amnesia_bench.requests.reasoning import CompareRequest, ScoreRequest
+from amnesia_bench.requests.reasoning import ScoreRequest
 
 if TYPE_CHECKING:
     from amnesia_bench.reasoning.score import Scored
@@ -43,12 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="new path of the problems, if they moved")
     parser.add_argument("--out", type=Path, help="folder for the results (default: DIR)")
     parser.add_argument(
-        "--against",
-        type=Path,
-        metavar="OTHER",
-        help="compare with the answers in this folder, problem by problem",
-    )
-    parser.add_argument(
         "--unsafe-no-sandbox",
         action="store_true",
         help="run the programs of code tasks without a sandbox, with all your permissions",
@@ -59,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of programs to run in parallel (default: one per CPU core)",
     )
-    parser.add_argument("--json", action="store_true", help="print cells and differences as JSON")
+    parser.add_argument("--json", action="store_true", help="print the cells as JSON")
 
 
 def run(args: argparse.Namespace) -> ExitCode:
@@ -72,18 +65,10 @@ def run(args: argparse.Namespace) -> ExitCode:
         workers=args.workers,
     )
     scored = amnesia_bench.score(request, args.out)
-    compared: tuple[Difference, ...] = ()
-    if args.against is not None:
-        comparison = CompareRequest(
-            first=args.folder, second=args.against, scorer=scored.scorer, first_scores=args.out
-        )
-        compared = amnesia_bench.compare(comparison)
     if args.json:
-        print_json({"cells": to_json(scored.cells), "differences": to_json(compared)})
+        print_json({"cells": to_json(scored.cells)})
         return ExitCode.DONE
     _print_cells(scored)
-    if args.against is not None:
-        _print_differences(compared, args.folder, args.against)
     return ExitCode.DONE
 
 
@@ -104,7 +89,7 @@ def _print_cells(scored: Scored) -> None:
         show(grid)
     else:
         say(f"{title}: incomplete, so there are no values: {scored.cells[0].incomplete}")
-    say(f"{len(scored.verdicts):,} answers: {outcomes}. Verdicts: {scored.folder}")
+    say(f"{counted(len(scored.verdicts), 'answer')}: {outcomes}. Verdicts: {scored.folder}")
     if run.documents != run.benchmark_documents:
         say(f"Only {run.documents:,} of the benchmark's {run.benchmark_documents:,} problems.")
     for verdict in scored.out_of_time[:_LISTED]:
@@ -113,24 +98,6 @@ def _print_cells(scored: Scored) -> None:
             f"note: problem {key.doc}, answer {key.repeat}: {verdict.detail}: "
             f"{(verdict.answer or '')[:60]!r}"
         )
-
-
-def _print_differences(compared: Sequence[Difference], first: Path, second: Path) -> None:
-    grid = table(
-        f"{first} minus {second}, on the same problems",
-        ("metric", "first", "second", "difference", "95 % interval", "p (exact)", "problems"),
-    )
-    for row in compared:
-        grid.add_row(
-            row.metric,
-            f"{100 * row.first:.1f}",
-            f"{100 * row.second:.1f}",
-            f"{100 * row.difference:+.1f}",
-            _interval(row.interval, 100.0),
-            f"{row.p_value:.2g}",
-            f"{row.n:,}",
-        )
-    show(grid)
 
 
 def _interval(interval: Interval | None, scale: float) -> str:

@@ -16,12 +16,14 @@ from pathlib import Path
 
 from amnesia_bench.cli.output import print_json, say, show, table, tell
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.pipeline.adopted import needed_stages
 from amnesia_bench.pipeline.bookkeeping import StageState
 from amnesia_bench.pipeline.experiments import graphs_of
 from amnesia_bench.pipeline.graph import stages_of
 from amnesia_bench.pipeline.specs import older_note
 from amnesia_bench.pipeline.status import status_of_graph, status_of_store
-from amnesia_bench.store.layout import store_root
+from amnesia_bench.printable import counted
+from amnesia_bench.store.layout import store_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    store = (args.store or store_root()).resolve()
+    store = store_of(args.store)
     if args.overrides:
-        stages = status_of_graph(store, stages_of(graphs_of(args.overrides)))
+        graph = needed_stages(store, stages_of(graphs_of(args.overrides)))
+        stages = status_of_graph(store, graph)
     else:
         stages = status_of_store(store)
     if args.json:
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         show(grid)
     counts = {state: sum(stage.state is state for stage in stages) for state in StageState}
     listed = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    say(f"{len(stages)} stages: {listed or 'none yet'}.")
+    say(f"{counted(len(stages), 'stage')}: {listed or 'none yet'}.")
     if (note := older_note(store)) is not None:
         tell(f"note: {note}")
     return ExitCode.DONE

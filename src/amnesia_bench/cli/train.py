@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import amnesia_bench
 from amnesia_bench.cli.command import Subcommand
-from amnesia_bench.cli.output import counted, plain, print_json, say, shortened, show, size, table
+from amnesia_bench.cli.output import plain, print_json, say, shortened, show, size, table
 from amnesia_bench.cli.requests import make
 from amnesia_bench.config.cluster_schema import GPU_NAMES
 from amnesia_bench.config.messages import nearest
@@ -31,6 +31,7 @@ from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.costs.gpus import GPUS, Gpu
 from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.guard import only_rank_zero_reports
+from amnesia_bench.printable import counted
 from amnesia_bench.requests.training import (
     DryRunRequest,
     EstimateRequest,

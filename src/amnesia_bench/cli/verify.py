@@ -14,9 +14,10 @@ import argparse
 from pathlib import Path
 
 import amnesia_bench
-from amnesia_bench.cli.output import counted, print_json, say
+from amnesia_bench.cli.output import print_json, say
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.printable import counted
 from amnesia_bench.requests.checkpoints import VerifyRequest
 
 

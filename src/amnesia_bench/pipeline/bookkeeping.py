@@ -5,6 +5,9 @@
 <store>/stages/<id>/inputs.json     content hash of each input when the stage began, by "kind/id"
 <store>/stages/<id>/log.txt         output of all attempts
 <store>/stages/<id>/failure.json    failure of the last attempt, if it failed
+<store>/stages/<id>/restarts.json   restarts of a batch job without progress; see `restarts`
+<store>/stages/<id>/starts          starts of a batch job that did not come to its worker
+<store>/stages/<id>/slurm-JOB.out   output of a SLURM job
 """
 
 from __future__ import annotations
@@ -29,10 +32,10 @@ from amnesia_bench.errors import (
     UserError,
 )
 from amnesia_bench.pipeline.specs import OlderStage, known_specs
-from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.pipeline.stage import Stage, whole_of
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import FileEntry
-from amnesia_bench.records.stages import StageFailure
+from amnesia_bench.records.stages import StageFailure, StageSpec
 from amnesia_bench.store.files import make_folder, read_json, replace_text
 from amnesia_bench.store.hashing import (
     Finding,
@@ -56,6 +59,7 @@ from amnesia_bench.store.lease import current_holder, holding_lease
 _STAGE_FOLDER = re.compile(rb'\A".*/([a-z]+/[A-Za-z0-9._=+-]+-[0-9a-f]{12}[/"])', re.DOTALL)
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _RECORD_BYTES = 1 << 20
+AnyStage = Stage | StageSpec | OlderStage
 INPUTS, LOG, FAILURE = "inputs.json", "log.txt", "failure.json"
 
 
@@ -77,15 +81,30 @@ def now() -> str:
 def state_of(store: Path, kind: str, stage_id: str) -> StageState:
     """Return the state of a stage, without checking whether the files of its artifact are intact.
 
+    A part of a stage is not needed any more, and counts as cached, once that stage is done.
+
     Raises:
         MissingEnvironmentError: the stage's folder cannot be read.
     """
+    if is_merged(store, kind, stage_id):
+        return StageState.CACHED
     if is_finished(artifact_path(store, kind, stage_id)):
         return StageState.STALE if changed_inputs(store, stage_id) else StageState.CACHED
     folder = stage_path(store, stage_id)
     if current_holder(folder) is not None:
         return StageState.RUNNING
     return StageState.FAILED if (folder / FAILURE).is_file() else StageState.WAITING
+
+
+def is_merged(store: Path, kind: str, stage_id: str) -> bool:
+    """Return whether a stage is a part of a stage that is done, so its artifact may be missing."""
+    whole = whole_of(stage_id)
+    return whole is not None and state_of(store, kind, whole) is StageState.CACHED
+
+
+def merged_parts(store: Path) -> list[StageSpec]:
+    """Return the parts whose answers were merged."""
+    return [spec for spec in known_specs(store) if is_merged(store, spec.kind, spec.id)]
 
 
 def changed_inputs(store: Path, stage_id: str) -> list[str]:
@@ -198,7 +217,7 @@ def check_intact(store: Path, kind: str, stage_id: str) -> None:
         )
 
 
-def remove(store: Path, stage: Stage | OlderStage) -> None:
+def remove(store: Path, stage: AnyStage) -> None:
     """Remove the artifact of a stage, the leftovers of unfinished attempts, and the stage's state.
 
     Raises:
@@ -246,13 +265,13 @@ def removable(store: Path, stages: Sequence[Stage]) -> list[Stage]:
     ]
 
 
-def bytes_of(store: Path, stage: Stage | OlderStage) -> int:
+def bytes_of(store: Path, stage: AnyStage) -> int:
     """Return the total size of a stage's files in bytes; a hard link counts as a complete file."""
     files = (path for top in _paths(store, stage) for path in top.rglob("*") if path.is_file())
     return sum(path.stat().st_size for path in files)
 
 
-def _paths(store: Path, stage: Stage | OlderStage) -> tuple[Path, ...]:
+def _paths(store: Path, stage: AnyStage) -> tuple[Path, ...]:
     return (*_made(store, stage.kind, stage.id), stage_path(store, stage.id))
 
 

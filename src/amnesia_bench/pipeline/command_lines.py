@@ -17,15 +17,28 @@ from pydantic import BaseModel
 
 from amnesia_bench.config.files import options
 from amnesia_bench.config.load import load_data, load_training, load_variant
+from amnesia_bench.config.schema import Variant
 from amnesia_bench.reasoning.tasks import load_eval
+from amnesia_bench.requests.analysis import (
+    AnalyzeRequest,
+    AttentionMaps,
+    Autocorrelations,
+    Divergence,
+    Gradients,
+)
+from amnesia_bench.requests.answering import AnsweringRequest, AnswerPart
 from amnesia_bench.requests.base import StageRequest
 from amnesia_bench.requests.checkpoints import (
     ConvertRequest,
     DownloadRequest,
     InitializeRequest,
+    MeasureRequest,
     RestoreRequest,
+    ScoreLayersRequest,
+    SelectLayersRequest,
 )
 from amnesia_bench.requests.data import (
+    ImportRowsRequest,
     PrepareRequest,
     SynthesizeRowsRequest,
     SynthesizeTokenizerRequest,
@@ -84,25 +97,62 @@ def _(request: ConvertRequest) -> Iterator[Word]:
     yield from ("convert", "--teacher", request.teacher, "--size", size)
     yield from ("--stage", request.stage)
     yield from _option("--student", request.student)
+    yield from _option("--layers", request.layers)
     yield from ("--seed", request.seed)
+
+
+@_words.register
+def _(request: ScoreLayersRequest) -> Iterator[Word]:
+    yield from ("score-layers", "--teacher", request.teacher, "--student", request.student)
+    yield from ("--retrieval", ",".join(request.retrieval))
+    yield from ("--commonsense", ",".join(request.commonsense))
+    yield from _option("--samples", request.samples)
+    yield from _labelled("--data", request.data)
+
+
+@_words.register
+def _(request: SelectLayersRequest) -> Iterator[Word]:
+    yield from ("select-layers", request.scores, "--count", request.count, "--rule", request.rule)
+    yield from ("--retrieval", ",".join(request.retrieval))
+    yield from ("--commonsense", ",".join(request.commonsense))
 
 
 @_words.register
 def _(request: RestoreRequest) -> Iterator[Word]:
     yield from ("restore", "--pre", request.pre, "--post", request.post)
-    name = request.variant.name
-    # A variant from the user's own file is written as the variant `qk` with overrides.
-    packaged = name if name in options("restore") else "qk"
+    packaged = _packaged(request.variant)
     yield from ("--variant", packaged)
     if (ranked := request.ranked_layers) is not None:
         yield from ("--layers", f"top{ranked.count}@{ranked.file}")
+    if (heads := request.ranked_heads) is not None:
+        yield from ("--heads", f"top{heads.count}@{heads.file}")
+    yield from _option("--measured", request.measured)
+    if request.allow_noop:
+        yield "--allow-noop"
+    yield from _changes({"restore": _variant(packaged)}, {"restore": request.variant})
+
+
+@_words.register
+def _(request: MeasureRequest) -> Iterator[Word]:
+    yield from ("measure", "--pre", request.pre, "--post", request.post)
+    packaged = _packaged(request.variant)
+    yield from ("--variant", packaged)
+    yield from _option("--data", request.data)
     yield from _changes({"restore": _variant(packaged)}, {"restore": request.variant})
 
 
 @_words.register
 def _(request: PrepareRequest) -> Iterator[Word]:
     yield from ("data", "prepare", request.config.name, "--tokenizer", request.tokenizer)
+    for path in request.inputs:
+        yield from ("--input", path)
     yield from _changes({"data": _data(request.config.name)}, {"data": request.config})
+
+
+@_words.register
+def _(request: ImportRowsRequest) -> Iterator[Word]:
+    yield from ("data", "import", request.file)
+    yield from _option("--sha256", request.sha256)
 
 
 @_words.register
@@ -144,6 +194,8 @@ def _(request: BuildPromptsRequest) -> Iterator[Word]:
         yield from _option("--haystack", request.haystack)
     yield from ("--tasks", ",".join(request.tasks), "--lengths", _list(request.lengths))
     yield from ("--samples", request.samples)
+    if request.seed:
+        yield from ("--seed", request.seed)
 
 
 @_words.register
@@ -154,6 +206,7 @@ def _(request: EvaluateRequest) -> Iterator[Word]:
     yield from _option("--lengths", None if request.lengths is None else _list(request.lengths))
     yield from _option("--max-new-tokens", request.max_new_tokens)
     yield from _engine(request.engine)
+    yield from _division(request)
 
 
 @_words.register
@@ -162,10 +215,37 @@ def _(request: RankLayersRequest) -> Iterator[Word]:
 
 
 @_words.register
+def _(request: AnalyzeRequest) -> Iterator[Word]:
+    analysis = request.analysis
+    yield from ("analyze", analysis.kind)
+    match analysis:
+        case Autocorrelations():
+            yield from _labelled("--data", analysis.data)
+            yield from ("--max-distance", analysis.max_distance)
+        case Gradients():
+            yield from ("--checkpoint", f"{analysis.role}={analysis.checkpoint}")
+            yield from _labelled("--data", analysis.data)
+            yield from ("--tokens", analysis.tokens, "--samples", analysis.samples)
+        case AttentionMaps():
+            yield from _labelled("--checkpoint", analysis.checkpoints)
+            yield from ("--prompts", analysis.prompts.folder)
+            yield from ("--samples", analysis.prompts.samples, "--size", analysis.size)
+        case Divergence():
+            folders = {"pre": analysis.pre, "post": analysis.post}
+            yield from _labelled("--checkpoint", folders)
+            yield from _labelled("--data", analysis.data)
+            yield from ("--tokens", analysis.tokens, "--samples", analysis.samples)
+        case _:
+            raise TypeError(analysis.kind)
+
+
+@_words.register
 def _(request: GenerateRequest) -> Iterator[Word]:
     yield from ("generate", "--checkpoint", request.checkpoint, "--task", request.task)
     yield from _option("--data", request.data)
+    yield from _option("--limit", request.limit)
     yield from _engine(request.engine)
+    yield from _division(request)
     yield from _changes({"eval": _eval(request.task)}, {"eval": request.config})
 
 
@@ -175,6 +255,11 @@ def _(request: ScoreRequest) -> Iterator[Word]:
     yield from _option("--workers", request.workers)
 
 
+def _packaged(variant: Variant) -> str:
+    """Return the name of a packaged variant; one from the user's own file is written as `qk`."""
+    return variant.name if variant.name in options("restore") else "qk"
+
+
 def _engine(engine: EngineChoice) -> Iterator[Word]:
     if engine.name != EngineChoice().name:
         yield from ("--engine", engine.name)
@@ -182,9 +267,23 @@ def _engine(engine: EngineChoice) -> Iterator[Word]:
     yield from _option("--attn-logits-scaling", engine.attn_logits_scaling)
 
 
+def _division(request: AnsweringRequest) -> Iterator[Word]:
+    division = request.division
+    if isinstance(division, AnswerPart):
+        yield from ("--part", f"{division.index}/{division.count}")
+    elif division is not None:
+        for folder in division.folders:
+            yield from ("--merge", folder)
+
+
 def _option(name: str, value: Word | None) -> Iterator[Word]:
     if value is not None:
         yield from (name, value)
+
+
+def _labelled(name: str, folders: Mapping[str, Path]) -> Iterator[Word]:
+    for label, folder in folders.items():
+        yield from (name, f"{label}={folder}")
 
 
 def _list(numbers: tuple[int, ...]) -> str:

@@ -6,6 +6,7 @@ server for a process that has already imported all packages (see `fork_server`).
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import amnesia_bench
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.guard import guarded, only_rank_zero_reports
 from amnesia_bench.pipeline.specs import read_spec, request_of
-from amnesia_bench.store.layout import artifact_path
+from amnesia_bench.store.layout import STORE_VARIABLE, artifact_path
 
 
 def execute(store: Path, stage_id: str) -> int:
@@ -22,6 +23,8 @@ def execute(store: Path, stage_id: str) -> int:
     spec = read_spec(store, stage_id)
     request = request_of(spec).below(store)
     folder = artifact_path(store, spec.kind, spec.id)
+    # Readers of data sets look for fetched files in this store.
+    os.environ[STORE_VARIABLE] = str(store)
     # Records store sys.argv as the command that made the artifact, so that users can repeat it.
     sys.argv = ["amnesia", *spec.command]
 

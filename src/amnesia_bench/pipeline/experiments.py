@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia_bench.config.cluster_schema import LocalCluster, SlurmCluster
 from amnesia_bench.config.experiment_schema import load_jobs
 from amnesia_bench.costs.gpus import GPUS
-from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
+from amnesia_bench.pipeline.adopted import needed_stages
 from amnesia_bench.pipeline.bookkeeping import StageState, state_of
+from amnesia_bench.pipeline.cache_miss import CacheMiss, explain
 from amnesia_bench.pipeline.graph import Graph, build, stages_of
 from amnesia_bench.pipeline.plan import Plan, plan_graphs
 from amnesia_bench.pipeline.reporting import (
@@ -25,16 +29,21 @@ from amnesia_bench.pipeline.reporting import (
 from amnesia_bench.pipeline.run import RunOptions, StageCounts, run_graph, threads_of
 from amnesia_bench.pipeline.slurm.driver import SlurmRun
 from amnesia_bench.pipeline.slurm.jobs import SlurmJob, cancel_jobs, jobs_of
-from amnesia_bench.pipeline.stage import unsettled
+from amnesia_bench.pipeline.stage import Stage, unsettled
+from amnesia_bench.pipeline.tracked.background import publishing_stages
+from amnesia_bench.pipeline.tracked.service import check_installed, tracking_of
 from amnesia_bench.records.report import Report
 from amnesia_bench.reporting.building import REPORT, report
 from amnesia_bench.requests.experiments import (
     CancelRequest,
+    ExplainStageRequest,
     JobScriptsRequest,
     PlanRequest,
     RunRequest,
 )
-from amnesia_bench.store.layout import store_root
+from amnesia_bench.store.layout import store_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +85,21 @@ def plan(request: PlanRequest) -> Plan:
     """Return the stages of experiments with their states, and their costs on GPUs of one model.
 
     Raises:
-        UserError: an override is wrong, the path of the store is a file, or a training run cannot
-            be distributed over its GPUs.
+        UserError: an override is wrong, the path of the store is a file, a training run cannot be
+            distributed over its GPUs, or a stage needs more than `gpus` GPUs.
     """
-    store = request.store or store_root()
-    return plan_graphs(graphs_of(request.overrides), store, GPUS[request.gpu])
+    store = store_of(request.store)
+    return plan_graphs(graphs_of(request.overrides), store, GPUS[request.gpu], request.gpus)
+
+
+def explain_stage(request: ExplainStageRequest) -> CacheMiss:
+    """Explain why a stage is not a cache hit: how it differs from the nearest finished stage.
+
+    Raises:
+        UserError: an override is wrong, or the experiments have no such stage.
+    """
+    stages = stages_of(graphs_of(request.overrides))
+    return explain(store_of(request.store), stages, request.stage)
 
 
 def run(request: RunRequest) -> RunResult:
@@ -94,9 +113,10 @@ def run(request: RunRequest) -> RunResult:
             report's folder is a file, or SLURM refuses a job.
         StageFailedError: an artifact is damaged, or a stage failed; finished stages are kept.
         NewerVersionError: a newer version made an artifact.
-        MissingEnvironmentError: the store or the reports cannot be written, or SLURM is missing.
+        MissingEnvironmentError: the store or the reports cannot be written, or SLURM or the package
+            of the tracking service is missing.
     """
-    store = (request.store or store_root()).resolve()
+    store = store_of(request.store)
     graphs = graphs_of(request.overrides)
     calls = report_calls(graphs, store, request.results)
     for call in calls:
@@ -107,22 +127,39 @@ def run(request: RunRequest) -> RunResult:
             "--detach: cluster=local runs stages itself and submits no jobs",
             hint="Add cluster=slurm, or leave --detach out.",
         )
-    try:
-        outcome = run_graph(store, stages_of(graphs), options)
-    except StageFailedError as error:
-        raise _with_partial_reports(error, calls) from error
-    if outcome.submitted is not None:
-        return RunResult(outcome=outcome, pages=())
-    return RunResult(outcome=outcome, pages=tuple(_page(call) for call in calls))
+    stages = stages_of(graphs)
+    with _publishing(request, graphs, store, stages):
+        try:
+            outcome = run_graph(store, stages, options)
+        except StageFailedError as error:
+            raise _with_partial_reports(error, calls) from error
+        if outcome.submitted is not None:
+            return RunResult(outcome=outcome, pages=())
+        return RunResult(outcome=outcome, pages=tuple(_page(call) for call in calls))
+
+
+def _publishing(
+    request: RunRequest, graphs: Sequence[Graph], store: Path, stages: Sequence[Stage]
+) -> AbstractContextManager[None]:
+    """Publish stages while they run, if a tracking service is selected."""
+    tracking = tracking_of(graphs)
+    check_installed(tracking)
+    if tracking.service is None:
+        return nullcontext()
+    command = [*request.overrides, f"--store={store}", f"--out={request.results.resolve()}"]
+    return publishing_stages(command, store, stages)
 
 
 def job_scripts(request: JobScriptsRequest) -> dict[str, str]:
     """Return the batch scripts of all unfinished stages, by the id of the stage; submit nothing.
 
+    The notes that `run` prints before it submits jobs are printed.
+
     Raises:
-        UserError: an override is wrong, or the cluster has no batch system.
+        UserError: an override is wrong, the cluster has no batch system, or its partition allows
+            less time than a job requests.
     """
-    store = (request.store or store_root()).resolve()
+    store = store_of(request.store)
     graphs = graphs_of(request.overrides)
     cluster = cluster_of(graphs)
     if not isinstance(cluster, SlurmCluster):
@@ -130,11 +167,18 @@ def job_scripts(request: JobScriptsRequest) -> dict[str, str]:
             "cluster=local runs stages itself and submits no jobs",
             hint="Add cluster=slurm to see the batch scripts, or run `amnesia plan ...`.",
         )
-    stages = stages_of(graphs)
+    stages = needed_stages(store, stages_of(graphs))
     states = {stage.id: state_of(store, stage.kind, stage.id) for stage in stages}
     todo = unsettled(stages, {id for id, s in states.items() if s is StageState.CACHED})
     threads = threads_of(stages, cluster.cpus_per_node)
-    return SlurmRun(store, todo, threads, cluster).scripts()
+    jobs = SlurmRun(store, todo, threads, cluster)
+    if todo:
+        jobs.print_time_limit_notes()
+        try:
+            jobs.check_partition()
+        except MissingEnvironmentError:  # scripts can also be written where there is no SLURM
+            log.warning("the partition's time limit is unknown here, so it was not checked")
+    return jobs.scripts()
 
 
 def cancel(request: CancelRequest) -> tuple[SlurmJob, ...]:
@@ -146,7 +190,7 @@ def cancel(request: CancelRequest) -> tuple[SlurmJob, ...]:
         UserError: an override is wrong.
         StageFailedError, MissingEnvironmentError: SLURM does not answer, or is not installed.
     """
-    jobs = jobs_of((request.store or store_root()).resolve())
+    jobs = jobs_of(store_of(request.store))
     if request.overrides:
         ids = {stage.id for stage in stages_of(graphs_of(request.overrides))}
         jobs = {stage: job for stage, job in jobs.items() if stage in ids}

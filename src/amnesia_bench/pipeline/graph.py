@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import TypeVar
 
+from amnesia_bench.config.analysis_schema import AnalysisKind, AnalysisPlan
 from amnesia_bench.config.data_schema import SyntheticSource
 from amnesia_bench.config.experiment_schema import (
     ExperimentConfig,
     Job,
-    ModelPlan,
-    Pretraining,
-    Profile,
     RecallPlan,
-    TrainingStep,
 )
-from amnesia_bench.config.load import load_variant
-from amnesia_bench.costs.work import Training
-from amnesia_bench.pipeline import stages
+from amnesia_bench.costs.gpus import GPUS
+from amnesia_bench.costs.work import Probing
+from amnesia_bench.pipeline import analyses, evaluations, stages
+from amnesia_bench.pipeline.model_stages import ModelStages
+from amnesia_bench.pipeline.parts import divided, part_count
 from amnesia_bench.pipeline.stage import Stage, closure
 from amnesia_bench.reasoning.tasks import task_named
-from amnesia_bench.requests.engines import EngineChoice
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,25 @@ class ExperimentRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExperimentAnalysis:
+    """A stage that measures why recall is lost, in one model and training seed.
+
+    `finetune` is None if the stage measures only the checkpoint before fine-tuning, or only data.
+    """
+
+    model: str
+    finetune: str | None
+    seed: int
+    stage: Stage
+
+
+@dataclass(frozen=True, kw_only=True)
 class Graph:
-    """The graph of an experiment, which consists of the stages of its rows and their inputs."""
+    """The graph of an experiment: the stages of its rows, its analyses, and all their inputs."""
 
     job: Job
     rows: tuple[ExperimentRow, ...]
+    analyses: tuple[ExperimentAnalysis, ...] = ()
 
     @property
     def reports(self) -> tuple[str, ...]:
@@ -56,17 +70,24 @@ def build(job: Job) -> Graph:
         row
         for model in config.scope.models
         for seed in config.profile.seeds
-        for row in _rows(_Models(config.profile, config.profile.models[model], seed), job)
+        for row in _rows(ModelStages(config.profile, config.profile.models[model], seed), job)
     ]
-    return Graph(job=job, rows=tuple(rows))
+    return Graph(job=job, rows=tuple(rows), analyses=tuple(_analyses(job)))
 
 
 def stages_of(graphs: Iterable[Graph]) -> tuple[Stage, ...]:
     """Return all stages of several graphs without duplicates, each after its inputs."""
-    return closure(stage for graph in graphs for row in graph.rows for stage in row.measured)
+    return closure(
+        stage
+        for graph in graphs
+        for stage in (
+            *(stage for row in graph.rows for stage in row.measured),
+            *(analysis.stage for analysis in graph.analyses),
+        )
+    )
 
 
-def _rows(models: _Models, job: Job) -> Iterator[ExperimentRow]:
+def _rows(models: ModelStages, job: Job) -> Iterator[ExperimentRow]:
     config = job.config
     for finetune in config.scope.finetunes:
         for method in config.experiment.methods:
@@ -81,15 +102,59 @@ def _rows(models: _Models, job: Job) -> Iterator[ExperimentRow]:
             )
 
 
-def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> Iterator[Stage]:
+def _analyses(job: Job) -> Iterator[ExperimentAnalysis]:
+    config = job.config
+    profile, plan = config.profile, config.profile.analysis
+    for kind, names in config.scope.analyses.items():
+        assert plan is not None  # checked when the config is loaded
+        for name in names:
+            # Data are the same for all training seeds.
+            for seed in profile.seeds[: 1 if kind == "autocorrelation" else None]:
+                models = ModelStages(profile, profile.models[name], seed)
+                for finetune, stage in _analyses_of(kind, models, job, plan):
+                    gpus = min(1, profile.gpus) if isinstance(stage.work, Probing) else 0
+                    yield ExperimentAnalysis(
+                        model=models.plan.label,
+                        finetune=finetune,
+                        seed=seed,
+                        stage=replace(stage, gpus=gpus),
+                    )
+
+
+def _analyses_of(
+    kind: AnalysisKind, models: ModelStages, job: Job, plan: AnalysisPlan
+) -> Iterator[tuple[str | None, Stage]]:
+    """Yield the stages of one kind of analysis, with their fine-tunes."""
+    if kind == "autocorrelation":
+        yield None, analyses.autocorrelation(models.analysis_data(plan.repeated), plan)
+        return
+    if kind == "gradients":
+        pre = models.checkpoint("", "pre", job)
+        yield None, analyses.gradients(pre, models.analysis_data(tuple(plan.data)), plan)
+        return
+    for finetune in job.config.scope.finetunes:
+        if finetune not in models.plan.finetunes:
+            continue
+        checkpoints = {
+            role: models.checkpoint(finetune, role, job) for role in ("pre", "post", "restored")
+        }
+        if kind == "maps":
+            yield finetune, analyses.maps(checkpoints, models.analysis_prompts(plan), plan)
+        else:
+            data = models.finetune_data(finetune)
+            pre, post = checkpoints["pre"], checkpoints["post"]
+            yield finetune, analyses.divergence(pre, post, data, plan)
+
+
+def _measured(checkpoint: Stage, models: ModelStages, config: ExperimentConfig) -> Iterator[Stage]:
     profile = config.profile
-    for part in _parts(config):
-        recall = stages.recall(checkpoint, models.prompts, part, models.recall_engine)
-        yield replace(recall, gpus=min(1, profile.gpus))
+    for plan_part in _parts(config):
+        recall = evaluations.recall(checkpoint, models.prompts, plan_part, models.recall_engine)
+        yield _divided(recall, config)
     for name in config.scope.reasoning:
         plan, task = profile.reasoning[name], task_named(name)
-        problems = None
-        if plan.generated_problems is not None:
+        problems = models.file(name)
+        if problems is None and plan.generated_problems is not None:
             problems = stages.rows(
                 SyntheticSource(
                     generator="test_problems",
@@ -98,9 +163,19 @@ def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> I
                     seed=models.seed,
                 )
             )
-        settings = stages.evaluation(task, plan.overrides)
-        answers = stages.answers(checkpoint, task, settings, problems, models.engine)
-        yield stages.scores(replace(answers, gpus=min(1, profile.gpus)), task)
+        settings = evaluations.evaluation(task, plan.overrides)
+        answers = evaluations.answers(
+            checkpoint, task, settings, problems, models.engine, plan.limit
+        )
+        yield evaluations.scores(_divided(answers, config), task)
+
+
+def _divided(evaluation: Stage, config: ExperimentConfig) -> Stage:
+    """Return an evaluation stage with the profile's GPUs, divided into parts if it takes long."""
+    profile, cluster = config.profile, config.cluster
+    stage = replace(evaluation, gpus=min(profile.gpus, profile.gpus_per_evaluation))
+    count = part_count(stage, GPUS[cluster.gpu], profile.max_hours_per_evaluation)
+    return divided(stage, count)
 
 
 def _parts(config: ExperimentConfig) -> Iterator[RecallPlan]:
@@ -109,106 +184,12 @@ def _parts(config: ExperimentConfig) -> Iterator[RecallPlan]:
     Lengths are grouped in the same way for all experiments, so that they can share stages.
     """
     plan, scope = config.profile.recall, config.scope
-    size = plan.lengths_per_stage
-    for begin in range(0, len(plan.lengths), size):
-        lengths = plan.lengths[begin : begin + size]
+    tasks = scope.tasks or plan.tasks
+    for lengths in _groups(plan.lengths, plan.lengths_per_stage):
         if scope.lengths is None or set(lengths) & set(scope.lengths):
-            changes = {"lengths": lengths, "tasks": scope.tasks or plan.tasks}
-            yield plan.model_copy(update=changes)
+            for group in _groups(tasks, plan.tasks_per_stage or len(tasks)):
+                yield plan.model_copy(update={"lengths": lengths, "tasks": group})
 
 
-class _Models:
-    """The stages that create the checkpoints of one model and seed."""
-
-    def __init__(self, profile: Profile, plan: ModelPlan, seed: int) -> None:
-        self.profile = profile
-        self.plan = plan
-        self.seed = seed
-
-    @property
-    def engine(self) -> EngineChoice:
-        """The engine for reasoning benchmarks."""
-        return EngineChoice(attn_logits_scaling=self.plan.attn_logits_scaling)
-
-    @property
-    def recall_engine(self) -> EngineChoice:
-        """The engine for recall, whose prompts may exceed the context limit in the config."""
-        limit = self.plan.max_context_tokens
-        return self.engine.model_copy(update={"max_context_tokens": limit})
-
-    @cached_property
-    def _tokenizer(self) -> Stage:
-        """The stage whose artifact contains the tokenizer."""
-        if self.profile.tokenizer_seed is not None:
-            return stages.tokenizer(self.profile.tokenizer_seed)
-        return self._base
-
-    @cached_property
-    def _base(self) -> Stage:
-        plan = self.plan
-        if not isinstance(plan.base, Pretraining):
-            return stages.downloaded(plan.base, plan.shape)
-        checkpoint = stages.initial(plan.shape, self._tokenizer, self.seed)
-        for step in plan.base.steps:
-            trained = self._trained(step, checkpoint, None)
-            assert isinstance(trained.work, Training)
-            checkpoint = replace(trained, work=replace(trained.work, of_base=True))
-        return checkpoint
-
-    @cached_property
-    def _pre(self) -> Stage:
-        steps = self.plan.distillation
-        if steps is None:
-            return self._base
-        teacher = self._base
-        student = stages.converted(steps.shape, teacher, None, self.seed)
-        student = self._trained(steps.align, student, teacher)
-        hybrid = stages.converted(steps.shape, teacher, student, self.seed)
-        hybrid = self._trained(steps.distill, hybrid, teacher)
-        return self._trained(steps.lengthen, hybrid, None)
-
-    @cached_property
-    def prompts(self) -> Stage:
-        """The stage that builds the recall prompts, which all checkpoints share."""
-        plan = self.profile.recall
-        haystack = None
-        if plan.haystack != "hub":
-            haystack = stages.rows(
-                SyntheticSource(
-                    generator="haystack",
-                    rows=plan.haystack.rows,
-                    words=plan.haystack.words,
-                    seed=self.seed,
-                )
-            )
-        return stages.prompts(plan, self._tokenizer, haystack)
-
-    def checkpoint(self, finetune: str, method: str, job: Job) -> Stage:
-        """Return the stage that creates the checkpoint of a row."""
-        if method == "pre":
-            return self._pre
-        if method == "qk_frozen":
-            return self._trained(self.plan.frozen[finetune], self._pre, None)
-        post = self._trained(self.plan.finetunes[finetune], self._pre, None)
-        if method == "post":
-            return post
-        variant = job.config.restore if method == "restored" else load_variant(method)
-        return stages.restored(self._pre, post, variant, self.plan.top_layers, self._ranking)
-
-    @cached_property
-    def _ranking(self) -> Stage | None:
-        if self.plan.top_layers is None:
-            return None
-        return replace(stages.ranking(self._pre), gpus=min(1, self.profile.gpus))
-
-    def _trained(self, step: TrainingStep, init: Stage, teacher: Stage | None) -> Stage:
-        profile = self.profile
-        run = stages.training_of(step, profile.training_overrides, self.seed)
-        data = {
-            source: stages.data(
-                step.data.get(source, source), profile.data_overrides, self._tokenizer
-            )
-            for source in run.train.mixture
-        }
-        stage = stages.trained(step, run, init, data, teacher)
-        return replace(stage, gpus=profile.gpus)
+def _groups(items: tuple[Item, ...], size: int) -> Iterator[tuple[Item, ...]]:
+    return (items[begin : begin + size] for begin in range(0, len(items), size))

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
-from amnesia_bench.costs.work import Training
+from amnesia_bench.costs.work import Answering, Training
 from amnesia_bench.errors import AmnesiaError
 from amnesia_bench.pipeline.bookkeeping import StageState, state_of
 from amnesia_bench.pipeline.stage import Stage
@@ -178,4 +178,6 @@ def _weight(stage: Stage) -> float:
     if isinstance(stage.work, Training):
         train = stage.work.run.train
         return 2.0 + train.steps * train.global_batch * train.sequence_tokens / 1e4
-    return {"recall": 15.0, "answers": 10.0}.get(stage.kind, 2.0)
+    if isinstance(stage.work, Answering):
+        return {"recall": 15.0, "answers": 10.0}.get(stage.kind, 2.0)
+    return 2.0

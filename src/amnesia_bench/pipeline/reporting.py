@@ -13,12 +13,20 @@ from typing import Any, TypeVar
 import amnesia_bench
 from amnesia_bench.config.files import config_dir
 from amnesia_bench.errors import MissingEnvironmentError, UserError
-from amnesia_bench.pipeline.graph import ExperimentRow, Graph
-from amnesia_bench.requests.experiments import LabelledCells, LabelledDrift, ReportRequest
+from amnesia_bench.pipeline.adopted import adoption_notes, needed_stages
+from amnesia_bench.pipeline.graph import ExperimentRow, Graph, stages_of
+from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.requests.experiments import (
+    LabelledAnalysis,
+    LabelledCells,
+    LabelledDrift,
+    ReportRequest,
+)
 from amnesia_bench.store.files import nearest_existing, replace_text
 from amnesia_bench.store.hashing import sha256_of
-from amnesia_bench.store.layout import MANIFEST
+from amnesia_bench.store.layout import MANIFEST, stage_path
 
+RESTORATION = "restoration.json"
 _STAMP = ".report.json"
 Item = TypeVar("Item")
 
@@ -56,8 +64,24 @@ def report_calls(graphs: Sequence[Graph], store: Path, results: Path) -> list[Re
             sources=_unique(source for row in rows for source in _sources(row, store)),
             overrides=profile.report_overrides,
             drift=_unique(curve for row in rows for curve in _drift(row, store)),
+            notes=adoption_notes(store, needed_stages(store, stages_of(members))),
+            analyses=_unique(
+                LabelledAnalysis(
+                    folder=analysis.stage.folder(store),
+                    model=analysis.model,
+                    finetune=analysis.finetune,
+                    seed=str(analysis.seed),
+                )
+                for graph in members
+                for analysis in graph.analyses
+            ),
         )
-        folders = _unique(stage.folder(store) for row in rows for stage in row.measured)
+        folders = _unique(
+            [
+                *(stage.folder(store) for row in rows for stage in row.measured),
+                *(analysis.folder for analysis in request.analyses),
+            ]
+        )
         page = out / choice if choice else out
         calls.append(ReportCall(request=request, out=page, sources=folders))
     return calls
@@ -68,12 +92,20 @@ def measured_part(call: ReportCall, note: str) -> ReportCall:
     request = call.request
     sources = tuple(s for s in request.sources if (s.folder / MANIFEST).is_file())
     drift = tuple(curve for curve in request.drift if curve.file.is_file())
+    analyses = tuple(each for each in request.analyses if (each.folder / MANIFEST).is_file())
     missing = len(request.sources) - len(sources)
     note = f"{missing} of {len(request.sources)} evaluations are missing. {note}"
     return replace(
         call,
-        request=request.model_copy(update={"sources": sources, "drift": drift, "notes": (note,)}),
-        sources=tuple(source.folder for source in sources),
+        request=request.model_copy(
+            update={
+                "sources": sources,
+                "drift": drift,
+                "notes": (note, *request.notes),
+                "analyses": analyses,
+            }
+        ),
+        sources=(*(each.folder for each in sources), *(each.folder for each in analyses)),
     )
 
 
@@ -156,7 +188,14 @@ def _sources(row: ExperimentRow, store: Path) -> Iterator[LabelledCells]:
 def _drift(row: ExperimentRow, store: Path) -> Iterator[LabelledDrift]:
     if row.method == "restored":
         label = f"{row.model}/{_method(row)}/{row.seed}"
-        yield LabelledDrift(file=row.checkpoint.folder(store) / "restoration.json", label=label)
+        yield LabelledDrift(file=drift_file(store, row.checkpoint), label=label)
+
+
+def drift_file(store: Path, checkpoint: Stage) -> Path:
+    """Return the record of a restored checkpoint, or its copy in a store without checkpoints."""
+    file = checkpoint.folder(store) / RESTORATION
+    copy = stage_path(store, checkpoint.id) / RESTORATION
+    return copy if copy.is_file() and not file.is_file() else file
 
 
 def _method(row: ExperimentRow) -> str:

@@ -60,7 +60,7 @@ def run_stages(
     threads: Mapping[str, int],
     cores: int,
     gpus: int,
-    server: str | None,
+    options: Mapping[str, Sequence[str]],
 ) -> SchedulerResult:
     """Run stages, each after its inputs; see `schedule`.
 
@@ -70,9 +70,8 @@ def run_stages(
         threads: number of cores for each stage, by id; at most `cores`.
         cores: maximum number of cores in use at any time.
         gpus: maximum number of GPUs in use at any time; no stage may need more.
-        server: path of a fork server's socket; None starts a new process for each stage.
+        options: options of each stage's worker, by id of the stage.
     """
-    options = () if server is None else ("--server", server)
     reading, writing = os.pipe()
     with ExitStack() as stack:
         stack.callback(os.close, reading)
@@ -82,7 +81,7 @@ def run_stages(
         stack.callback(os.close, writing)
 
         def start(stage_id: str) -> Future[WorkerExit]:
-            return pool.submit(_run_worker, (str(store), stage_id, *options), reading)
+            return pool.submit(_run_worker, (str(store), stage_id, *options[stage_id]), reading)
 
         return schedule(stages, threads, cores, gpus, start)
 

@@ -23,21 +23,26 @@ from amnesia_bench.store.layout import artifact_path
 
 # Increase the version of a kind when a code change alters its results for the same request.
 VERSIONS: Mapping[str, int] = {
-    "tokenizer": 1,
+    "tokenizer": 2,  # the instruction controls, which were rewritten, are no longer trained on
     "rows": 1,
     "download": 1,
     "initial": 1,
     "data": 1,
     "trained": 1,
     "converted": 1,
+    "layer_scores": 1,
+    "selection": 1,
     "ranking": 1,
+    "measurement": 1,
     "restored": 1,
     "prompts": 1,
+    "analysis": 1,
     "recall": 2,  # prompts no longer end in an EOS that the tokenizer appends
     "answers": 2,  # for the same reason as recall
     "scores": 2,  # changes in how mathematical answers, instructions and programs are judged
 }
 _HASH_DIGITS = 12
+_PART = re.compile(rf"\.part\d+of\d+(?=-[0-9a-f]{{{_HASH_DIGITS}}}\Z)")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,6 +87,18 @@ class Stage:
     def folder(self, store: Path) -> Path:
         """Return the folder of the artifact in a store."""
         return artifact_path(store, self.kind, self.id)
+
+
+def whole_of(stage_id: str) -> str | None:
+    """Return the id of the stage of which a stage is a part; None if it is not a part."""
+    whole, parts = _PART.subn("", stage_id)
+    return whole if parts else None
+
+
+def names_of_stage(stage_id: str) -> tuple[str, ...]:
+    """Return all names of a stage: its id with or without the kind and the hash."""
+    without_hash = stage_id.rpartition("-")[0]
+    return stage_id, without_hash, stage_id.partition(".")[2], without_hash.partition(".")[2]
 
 
 def closure(stages: Iterable[Stage]) -> tuple[Stage, ...]:

@@ -56,11 +56,13 @@ class StageLauncher:
             never forked, since the server sees none.
         python: the words that start Python, for example in a container.
         nodes: number of nodes of the batch job in which the worker runs; 0 outside of a batch job.
+        max_restarts: how often in a row a batch job may be restarted without progress.
     """
 
     server: str | None = None
     python: tuple[str, ...] = (sys.executable,)
     nodes: int = 0
+    max_restarts: int = 0
 
 
 def run_spec(
@@ -95,7 +97,8 @@ def run_spec(
     if shutil.which(words[0]) is None:
         raise MissingEnvironmentError(
             f"{words[0]}: not found, so the stage cannot be started",
-            hint="Set cluster.python, or cluster.container, to what exists on the nodes.",
+            hint="Set cluster.python, cluster.vllm_python or cluster.container to what exists on "
+            "the nodes.",
         )
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(spec.threads))
     with (

@@ -1,58 +1,54 @@
-"""One function per kind of stage, which returns a stage with its request and its amount of work.
+"""One function per kind of stage that makes data or a checkpoint; `evaluations` has the others.
 
-A stage's request is the same as one that a user would make.
+Each returns a stage with its request and its amount of work. A stage's request is the same as one
+that a user would make.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
-from amnesia_bench.config.data_schema import DataConfig, SyntheticSource
-from amnesia_bench.config.eval_schema import EvalConfig
-from amnesia_bench.config.experiment_schema import RecallPlan, TrainingStep
+from amnesia_bench.config.data_schema import DataConfig, HubSource, SyntheticSource
+from amnesia_bench.config.experiment_schema import TrainingStep
 from amnesia_bench.config.load import load_data, load_model, load_training
 from amnesia_bench.config.schema import Variant
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.costs.work import Answering, Training, Weights, Writing
 from amnesia_bench.data.synthesize import ROWS
+from amnesia_bench.errors import UserError
 from amnesia_bench.pipeline.stage import Stage
-from amnesia_bench.reasoning.code.livecodebench import ProgramScorer
-from amnesia_bench.reasoning.task import ReasoningTask
-from amnesia_bench.reasoning.tasks import load_eval
 from amnesia_bench.requests.checkpoints import (
     ConvertRequest,
     DownloadRequest,
     InitializeRequest,
+    MeasureRequest,
+    RandomTokens,
     RankedLayers,
     RestoreRequest,
+    SelectLayersRequest,
 )
 from amnesia_bench.requests.data import (
+    ImportRowsRequest,
     PrepareRequest,
     SynthesizeRowsRequest,
     SynthesizeTokenizerRequest,
 )
-from amnesia_bench.requests.engines import EngineChoice
-from amnesia_bench.requests.reasoning import GenerateRequest, ScoreRequest
 from amnesia_bench.requests.recall import (
-    BuildPromptsRequest,
-    EvaluateRequest,
-    HubEssays,
     RankLayersRequest,
 )
 from amnesia_bench.requests.training import TrainRequest
+from amnesia_bench.store.hashing import sha256_of
 
 _BYTES_PER_WORD, _WORDS_PER_PROBLEM = 6, 80
-# For estimates: about 4,300 prompts of FDA, SWDE and Ruler-QA-SQuAD for each of 28 ablated layers,
-# with documents of about 2,000 tokens.
-RANKING_PROMPTS = ((2048, 28 * 4300),)
+# For estimates: five texts of 2,048 tokens, for pre, post and up to ten steps back.
+_MEASURED_PROMPTS = ((2048, 5 * 12),)
 _HUB_TOKENS = 1e9
-_QUESTION_TOKENS = 128  # for estimates; most questions are shorter
 
 # Cached because loading a config takes 50 ms, and many stages share one.
-_data, _eval = cache(load_data), cache(load_eval)
-_model, _training = cache(load_model), cache(load_training)
+_data, _model, _training = cache(load_data), cache(load_model), cache(load_training)
 
 
 def tokenizer(seed: int) -> Stage:
@@ -76,6 +72,36 @@ def rows(source: SyntheticSource) -> Stage:
         inputs=(),
         work=Writing(bytes=float(source.rows * words * _BYTES_PER_WORD)),
     )
+
+
+def imported(reader: str, path: str) -> Stage:
+    """Return the stage that copies a user's file into the store; its id depends on the contents.
+
+    `reader` is the name in `Profile.files`.
+
+    Raises:
+        UserError: the path is not that of a file.
+    """
+    file = Path(path).expanduser().absolute()
+    if not file.is_file():
+        what = "a folder, not a file" if file.is_dir() else "no such file"
+        raise UserError(
+            f"profile.files.{reader}={path}: {what}",
+            hint=f"Give the path of a file: profile.files.{reader}=/data/rows.jsonl",
+        )
+    return Stage(
+        kind="rows",
+        name=f"{reader}{file.suffix}",  # the copy has this suffix, too
+        request=ImportRowsRequest(file=file, sha256=sha256_of(file)),
+        inputs=(),
+        work=Writing(bytes=float(file.stat().st_size)),
+    )
+
+
+def file_of(rows: Stage) -> Path:
+    """Return the location of the file of rows that a stage writes."""
+    name = rows.request.copy_name if isinstance(rows.request, ImportRowsRequest) else ROWS
+    return rows.location / name
 
 
 def downloaded(repository: str, shape: str) -> Stage:
@@ -108,14 +134,33 @@ def shape_of(checkpoint: Stage) -> str:
     return checkpoint.shape
 
 
-def data(config: str, overrides: Sequence[str], tokenizer: Stage) -> Stage:
-    """Return the stage that tokenizes a data source and packs it into sequences."""
+def trained_on(checkpoint: Stage) -> frozenset[str]:
+    """Return the data sources of the last training of a checkpoint; none for a download.
+
+    A restored or converted checkpoint behaves like the last of its inputs that was trained.
+    """
+    if isinstance(checkpoint.work, Training):
+        return frozenset(checkpoint.work.run.train.mixture)
+    models = [read for read in checkpoint.inputs if read.shape is not None]
+    return trained_on(models[-1]) if models else frozenset()
+
+
+def data(
+    config: str, overrides: Sequence[str], tokenizer: Stage, rows: Stage | None = None
+) -> Stage:
+    """Return the stage that tokenizes a data source and packs it into sequences.
+
+    `rows` is the stage with a user's file that replaces the source of the config.
+    """
     loaded = _data(config, tuple(overrides))
+    files = () if rows is None else (rows,)
     return Stage(
         kind="data",
         name=config,
-        request=PrepareRequest(config=loaded, tokenizer=tokenizer.location),
-        inputs=(tokenizer,),
+        request=PrepareRequest(
+            config=loaded, tokenizer=tokenizer.location, inputs=tuple(map(file_of, files))
+        ),
+        inputs=unique_stages(tokenizer, *files),
         work=Writing(bytes=_data_bytes(loaded)),
     )
 
@@ -143,13 +188,14 @@ def trained(
             data={source: stage.location for source, stage in data.items()},
             teacher=None if teacher is None else teacher.location,
         ),
-        inputs=_unique(init, *data.values(), *([] if teacher is None else [teacher])),
+        inputs=unique_stages(init, *data.values(), *([] if teacher is None else [teacher])),
         shape=init.shape,
         work=Training(run=run, shape=shape_of(init)),
     )
 
 
-def _unique(*stages: Stage) -> tuple[Stage, ...]:
+def unique_stages(*stages: Stage) -> tuple[Stage, ...]:
+    """Return the stages without duplicates, in order."""
     return tuple({stage.id: stage for stage in stages}.values())
 
 
@@ -158,15 +204,20 @@ def _data_bytes(config: DataConfig) -> float:
     source = config.source
     if isinstance(source, SyntheticSource):
         return 8.0 * source.rows * (source.words or _WORDS_PER_PROBLEM)
-    return 4.0 * _HUB_TOKENS
+    tokens = source.tokens if isinstance(source, HubSource) else None
+    return 4.0 * (tokens or _HUB_TOKENS)
 
 
-def converted(shape: str, teacher: Stage, student: Stage | None, seed: int) -> Stage:
+def converted(
+    shape: str, teacher: Stage, student: Stage | None, seed: int, selection: Stage | None = None
+) -> Stage:
     """Return the stage that converts a teacher to the student for hidden-state alignment.
 
-    With a trained `student`, it returns the stage that creates the hybrid instead.
+    With a trained `student`, it returns the stage that creates the hybrid instead. `selection` is
+    the stage that selects its softmax layers; None keeps those of the shape.
     """
     stage: Literal[1, 2] = 1 if student is None else 2
+    layers = None if selection is None else selection.location / SelectLayersRequest.out_file
     return Stage(
         kind="converted",
         name=f"{shape}-stage{stage}-s{seed}",
@@ -176,130 +227,73 @@ def converted(shape: str, teacher: Stage, student: Stage | None, seed: int) -> S
             stage=stage,
             student=None if student is None else student.location,
             seed=seed,
+            layers=layers,
         ),
-        inputs=_unique(teacher, *([] if student is None else [student])),
+        inputs=unique_stages(
+            teacher,
+            *([] if student is None else [student]),
+            *([] if selection is None else [selection]),
+        ),
         shape=shape,
         work=Weights(shape=shape),
     )
 
 
-def ranking(checkpoint: Stage) -> Stage:
-    """Return the stage that ranks softmax layers by the retrieval accuracy lost without each."""
+def measurement(pre: Stage, post: Stage, variant: Variant, data: Stage | None) -> Stage:
+    """Return the stage that measures what the rule of a variant needs, on `data`.
+
+    Without `data`, it measures on random tokens.
+    """
+    tokens = RandomTokens() if data is None else None
+    request = MeasureRequest(
+        pre=pre.location,
+        post=post.location,
+        variant=variant,
+        data=None if data is None else data.location,
+        random_tokens=tokens,
+    )
     return Stage(
-        kind="ranking",
-        name=checkpoint.name,
-        request=RankLayersRequest(checkpoint=checkpoint.location),
-        inputs=(checkpoint,),
-        work=Answering(shape=shape_of(checkpoint), prompts=RANKING_PROMPTS, new_tokens=48),
+        kind="measurement",
+        name=f"{post.name}-{variant.name}",
+        request=request,
+        inputs=unique_stages(pre, post, *([] if data is None else [data])),
+        work=Answering(shape=shape_of(post), prompts=_MEASURED_PROMPTS, new_tokens=1),
     )
 
 
 def restored(
-    pre: Stage, post: Stage, variant: Variant, count: int | None, ranked: Stage | None
-) -> Stage:
+    pre: Stage, post: Stage, variant: Variant, ranked: tuple[int, Stage] | None,
+    measured: Stage | None,
+) -> Stage:  # fmt: skip
     """Return the stage that restores weights of `pre` in a copy of `post`.
 
-    With a count and a ranking, only the first `count` layers of the ranking are restored.
+    With `ranked`, a count and a ranking, only the first `count` layers of the ranking are restored.
+    `measured` is the stage that measures what the variant's rule needs.
     """
     layers = None
-    if count is not None and ranked is not None:
-        file = ranked.location / RankLayersRequest.out_file
+    if ranked is not None:
+        count, ranking = ranked
+        file = ranking.location / RankLayersRequest.out_file
         layers = RankedLayers(count=count, file=file)
+    values = None if measured is None else measured.location / MeasureRequest.out_file
     return Stage(
         kind="restored",
         name=f"{post.name}-{variant.name}",
         request=RestoreRequest(
-            pre=pre.location, post=post.location, variant=variant, ranked_layers=layers
+            pre=pre.location,
+            post=post.location,
+            variant=variant,
+            ranked_layers=layers,
+            measured=values,
+            # No step back may be needed, and then the row is that of post.
+            allow_noop=measured is not None,
         ),
-        inputs=_unique(pre, post, *([] if ranked is None else [ranked])),
+        inputs=unique_stages(
+            pre,
+            post,
+            *([] if ranked is None else [ranked[1]]),
+            *([] if measured is None else [measured]),
+        ),
         shape=post.shape,
         work=Weights(shape=shape_of(post)),
     )
-
-
-def prompts(plan: RecallPlan, tokenizer: Stage, haystack: Stage | None) -> Stage:
-    """Return the stage that builds NIAH prompts for all checkpoints with this tokenizer."""
-    return Stage(
-        kind="prompts",
-        name=f"niah-{'hub' if haystack is None else haystack.name}",
-        request=BuildPromptsRequest(
-            tokenizer=tokenizer.location,
-            tasks=plan.tasks,
-            lengths=plan.lengths,
-            samples=plan.samples,
-            haystack=HubEssays() if haystack is None else haystack.location / ROWS,
-        ),
-        inputs=_unique(tokenizer, *([] if haystack is None else [haystack])),
-        work=Writing(bytes=8e4 * len(plan.tasks) * len(plan.lengths)),
-    )
-
-
-def recall(checkpoint: Stage, prompts: Stage, part: RecallPlan, engine: EngineChoice) -> Stage:
-    """Return the stage that evaluates a checkpoint on the tasks and lengths in `part`."""
-    count = len(part.tasks) * part.samples
-    return Stage(
-        kind="recall",
-        name=f"{checkpoint.name}.{'+'.join(map(str, part.lengths))}",
-        request=EvaluateRequest(
-            checkpoint=checkpoint.location,
-            prompts=prompts.location,
-            tasks=part.tasks,
-            lengths=part.lengths,
-            max_new_tokens=part.max_new_tokens,
-            engine=engine,
-        ),
-        inputs=_unique(checkpoint, prompts),
-        work=Answering(
-            shape=shape_of(checkpoint),
-            prompts=tuple((length, count) for length in part.lengths),
-            new_tokens=part.max_new_tokens,
-        ),
-    )
-
-
-def answers(
-    checkpoint: Stage, task: ReasoningTask, config: EvalConfig, problems: Stage | None,
-    engine: EngineChoice,
-) -> Stage:  # fmt: skip
-    """Return the stage that generates a checkpoint's answers to a benchmark.
-
-    The problems are the rows of the stage `problems`; if it is None, they are downloaded.
-    """
-    count = task.source.rows
-    if problems is not None:
-        assert isinstance(problems.request, SynthesizeRowsRequest)
-        count = problems.request.source.rows
-    return Stage(
-        kind="answers",
-        name=f"{checkpoint.name}.{task.name}",
-        request=GenerateRequest(
-            checkpoint=checkpoint.location,
-            task=task.name,
-            config=config,
-            data=None if problems is None else problems.location / ROWS,
-            engine=engine,
-        ),
-        inputs=_unique(checkpoint, *([] if problems is None else [problems])),
-        work=Answering(
-            shape=shape_of(checkpoint),
-            prompts=((_QUESTION_TOKENS, count * config.repeats),),
-            new_tokens=config.max_new_tokens,
-        ),
-    )
-
-
-def scores(answers: Stage, task: ReasoningTask) -> Stage:
-    """Return the stage that scores answers; it runs generated programs in several processes."""
-    return Stage(
-        kind="scores",
-        name=answers.name,
-        request=ScoreRequest(answers=answers.location),
-        inputs=(answers,),
-        work=Writing(bytes=1e6),
-        many_processes=isinstance(next(iter(task.scorers.values())), ProgramScorer),
-    )
-
-
-def evaluation(task: ReasoningTask, overrides: Sequence[str]) -> EvalConfig:
-    """Return the config of a reasoning benchmark, with overrides applied."""
-    return _eval(task.name, tuple(overrides))

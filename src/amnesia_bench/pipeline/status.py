@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.pipeline.bookkeeping import (
     LOG,
     StageState,
@@ -19,9 +19,10 @@ from amnesia_bench.pipeline.bookkeeping import (
     read_failure,
     state_of,
 )
+from amnesia_bench.pipeline.slurm.endings import output_of_job
 from amnesia_bench.pipeline.slurm.jobs import SlurmJob, jobs_of, slurm_is_installed
 from amnesia_bench.pipeline.specs import known_specs
-from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.pipeline.stage import Stage, names_of_stage
 from amnesia_bench.records.stages import StageSpec
 from amnesia_bench.store.layout import stage_path
 from amnesia_bench.store.lease import current_holder
@@ -64,13 +65,16 @@ def _jobs(store: Path) -> Mapping[str, SlurmJob]:
         return {}
     try:
         return jobs_of(store)
-    except StageFailedError as error:
+    except MissingEnvironmentError as error:
         log.warning("jobs are not shown: %s", error.what)
         return {}
 
 
-def log_of(store: Path, name: str) -> tuple[StageSpec, Path]:
-    """Return the spec and the log file of the stage that a name identifies.
+def logs_of(store: Path, name: str) -> tuple[StageSpec, list[Path]]:
+    """Return the spec of the stage that a name identifies, and its log files.
+
+    The last file is the stage's own log, if the stage was started; the outputs of its SLURM jobs
+    come before it.
 
     Args:
         store: the folder of all artifacts.
@@ -84,14 +88,16 @@ def log_of(store: Path, name: str) -> tuple[StageSpec, Path]:
     """
     prefix = name.replace("/", ".")  # in versions before 0.2, ids were KIND/NAME
     specs = {spec.id: spec for spec in known_specs(store)}
-    logged = [spec for spec in specs.values() if (stage_path(store, spec.id) / LOG).is_file()]
-    matches = [spec for spec in logged if any(n.startswith(prefix) for n in _names(spec))]
-    exact = [spec for spec in matches if prefix in _names(spec)]
+    logged = [spec for spec in specs.values() if _log_files(store, spec.id)]
+    matches = [
+        spec for spec in logged if any(n.startswith(prefix) for n in names_of_stage(spec.id))
+    ]
+    exact = [spec for spec in matches if prefix in names_of_stage(spec.id)]
     if exact:
         first = [s for s in exact if all(_is_made_of(other, s, specs) for other in exact)]
         matches = first or exact
     if len(matches) == 1:
-        return matches[0], stage_path(store, matches[0].id) / LOG
+        return matches[0], _log_files(store, matches[0].id)
     if matches:
         ids = "\n".join(f"  {spec.id}" for spec in matches)
         raise UserError(
@@ -105,10 +111,13 @@ def log_of(store: Path, name: str) -> tuple[StageSpec, Path]:
     )
 
 
-def _names(spec: StageSpec) -> tuple[str, ...]:
-    """Return all names of a stage, which are its id with or without the kind and the hash."""
-    without_hash = spec.id.rpartition("-")[0]
-    return spec.id, without_hash, spec.id.partition(".")[2], without_hash.partition(".")[2]
+def _log_files(store: Path, stage_id: str) -> list[Path]:
+    outputs = stage_path(store, stage_id).glob(output_of_job(store, stage_id, "*").name)
+    files = [
+        *sorted(outputs, key=lambda path: path.stat().st_mtime),
+        stage_path(store, stage_id) / LOG,
+    ]
+    return [path for path in files if path.is_file() and path.stat().st_size]
 
 
 def _is_made_of(spec: StageSpec, other: StageSpec, specs: Mapping[str, StageSpec]) -> bool:

@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from amnesia_bench.errors import AmnesiaError, BusyError, ExitCode, StageFailedError
+from amnesia_bench.pipeline.attempts import forget_attempts, recording_attempt
 from amnesia_bench.pipeline.bookkeeping import (
     FAILURE,
     LOG,
@@ -39,6 +40,7 @@ from amnesia_bench.pipeline.devices import (
     holding_gpus,
     visible_gpus,
 )
+from amnesia_bench.pipeline.restarts import count_restart
 from amnesia_bench.pipeline.specs import read_spec, write_specs
 from amnesia_bench.pipeline.stage_process import STARTED, StageLauncher, run_spec
 from amnesia_bench.printable import message
@@ -52,7 +54,7 @@ from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import manifest_of
 
 _WAIT_SECONDS, _MAX_PAUSE_SECONDS = 0.3, 30.0
-_MESSAGE_CHARACTERS = 1500
+_MESSAGE_CHARACTERS, _LINES = 1500, 6
 _REQUEUES = 3  # maximum number of times that a command may ask to be restarted
 
 
@@ -98,10 +100,14 @@ def _attempt(store: Path, spec: StageSpec, launcher: StageLauncher, lease: Lease
         if read_inputs(store, spec.id) not in (None, contents):
             # The artifact, complete or not, was made from other inputs.
             discard_made(store, spec.kind, spec.id)
+            forget_attempts(folder)
         write_inputs(store, spec.id, contents)
         make_folder(artifact.parent)
+        if launcher.nodes:
+            count_restart(store, spec, launcher.max_restarts)
         provenance = collect_provenance(["amnesia", *spec.command], seeds={})
-        with _gpus(spec, launcher) as gpus:
+        model = next(iter(provenance.hardware.gpus), None)
+        with _gpus(spec, launcher) as gpus, recording_attempt(folder, spec.gpus, model):
             _run(spec, folder / LOG, gpus, artifact, launcher)
         lease.check()
         _finish(spec, contents, artifact, provenance)
@@ -156,14 +162,19 @@ def _run(
     # finished the artifact.
     if code != ExitCode.DONE and not (artifact / MANIFEST).is_file():
         reason = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-        raise StageFailedError(f"amnesia {spec.command[0]} {reason}: {_last_lines(log)}")
+        raise StageFailedError(f"amnesia {spec.command[0]} {reason}: {_last_lines(spec, log)}")
 
 
-def _last_lines(log: Path) -> str:
-    """Return the last lines that the last attempt wrote to a log."""
+def _last_lines(spec: StageSpec, log: Path) -> str:
+    """Return what the last attempt wrote to a log: its error message, or else the last lines.
+
+    After the message of the command, torchrun and srun write lines of their own.
+    """
     output = log.read_text(encoding="utf-8", errors="replace").rpartition(STARTED)[2]
     lines = output.rstrip().splitlines()[1:]
-    return "\n".join(lines[-6:])[-_MESSAGE_CHARACTERS:]
+    title = f"amnesia {spec.command[0]}: "
+    first = max((i for i, line in enumerate(lines) if line.startswith(title)), default=-_LINES)
+    return "\n".join(lines[first:][:_LINES])[-_MESSAGE_CHARACTERS:]
 
 
 def _finish(
@@ -194,15 +205,18 @@ def run_worker(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--batch",
-        action="store_true",
-        help="this is a SLURM job: use its GPUs and nodes; on SIGUSR1, save and exit with 75",
+        type=int,
+        metavar="RESTARTS",
+        help="this is a SLURM job: use its GPUs and nodes; on SIGUSR1, save and exit with 75; fail "
+        "after this number of restarts in a row without progress",
     )
     parser.add_argument("--python", metavar="WORDS", help="words that start Python for the stage")
     args = parser.parse_args(arguments)
     launcher = StageLauncher(
         server=args.server,
         python=(sys.executable,) if args.python is None else tuple(shlex.split(args.python)),
-        nodes=int(os.environ["SLURM_JOB_NUM_NODES"]) if args.batch else 0,
+        nodes=0 if args.batch is None else int(os.environ["SLURM_JOB_NUM_NODES"]),
+        max_restarts=args.batch or 0,
     )
 
     def terminate(number: int, frame: object) -> None:
@@ -212,7 +226,7 @@ def run_worker(arguments: Sequence[str]) -> int:
         raise SystemExit(int(ExitCode.REQUEUE))
 
     signal.signal(signal.SIGTERM, terminate)
-    if args.batch:
+    if args.batch is not None:
         signal.signal(signal.SIGUSR1, stop_early)
     if args.driver is not None:
         threading.Thread(target=_end_with_driver, args=(args.driver,), daemon=True).start()

@@ -6,12 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from amnesia_bench.config.schema import Frozen
 
+
+def _not_empty(value: object) -> object:
+    # Path("") is the working directory, which nobody means by an empty text.
+    if value == "":
+        raise ValueError("the path is empty")
+    return value
+
+
 # The path of a folder or file. Strings are accepted and converted to `Path`.
-Location = Annotated[Path, Field(strict=False)]
+Location = Annotated[Path, Field(strict=False), BeforeValidator(_not_empty)]
 
 
 class Request(Frozen):

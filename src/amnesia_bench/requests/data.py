@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
+from amnesia_bench.config.cache_key import NEUTRAL
 from amnesia_bench.config.data_schema import DataConfig, SyntheticSource
 from amnesia_bench.requests.base import Location, StageRequest
 
@@ -32,6 +33,23 @@ class SynthesizeRowsRequest(StageRequest):
 
     front_door: ClassVar[str] = "synthesize_rows"
     source: SyntheticSource
+
+
+class ImportRowsRequest(StageRequest):
+    """`import_rows`: copy a file of rows or texts into a folder with a manifest.
+
+    `file` is the file, and `sha256` the expected hash of its contents in hex; None accepts any
+    contents. A stage is addressed by the contents, wherever the file is.
+    """
+
+    front_door: ClassVar[str] = "import_rows"
+    file: Annotated[Location, NEUTRAL]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @property
+    def copy_name(self) -> str:
+        """The name of the copy: rows, with the suffix of the file, which tells its format."""
+        return f"rows{self.file.suffix}"
 
 
 class SynthesizeTokenizerRequest(StageRequest):

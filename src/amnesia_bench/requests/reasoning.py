@@ -1,4 +1,4 @@
-"""Requests for reasoning: generate answers to a benchmark, score them, compare two models."""
+"""Requests for reasoning: generate answers to a benchmark, and score them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pydantic import PositiveInt, model_validator
 
 from amnesia_bench.config.cache_key import NEUTRAL
 from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
-from amnesia_bench.requests.base import Location, Request, StageRequest
-from amnesia_bench.requests.engines import EngineChoice
+from amnesia_bench.requests.answering import AnsweringRequest
+from amnesia_bench.requests.base import Location, StageRequest
 
 
-class GenerateRequest(StageRequest):
+class GenerateRequest(AnsweringRequest):
     """`generate`: generate a model's answers to a reasoning benchmark. It can be resumed.
 
     Attributes:
@@ -23,7 +23,7 @@ class GenerateRequest(StageRequest):
         limit: use only the first `limit` problems; None uses all.
         method: label of the table row for these answers.
         chat_template: Jinja file that replaces the tokenizer's chat template.
-        engine: inference engine, and overrides of the model's config.
+        engine, division: see `AnsweringRequest`; the documents of a part are problems.
     """
 
     front_door: ClassVar[str] = "generate"
@@ -34,12 +34,12 @@ class GenerateRequest(StageRequest):
     limit: PositiveInt | None = None
     method: str = ""
     chat_template: Location | None = None
-    engine: EngineChoice = EngineChoice()
 
     @model_validator(mode="after")
     def _a_template_is_used(self) -> Self:
-        if self.chat_template is not None and not self.config.chat_template:
-            raise ValueError("--chat-template: the config sets eval.chat_template=false")
+        if self.chat_template is not None and self.config.chat_template is not True:
+            value = str(self.config.chat_template).lower()
+            raise ValueError(f"--chat-template: the config sets eval.chat_template={value}")
         return self
 
 
@@ -60,18 +60,3 @@ class ScoreRequest(StageRequest):
     data: Location | None = None
     unsafe_no_sandbox: Annotated[bool, NEUTRAL] = False
     workers: Annotated[PositiveInt | None, NEUTRAL] = None
-
-
-class CompareRequest(Request):
-    """`compare`: compare two models on the same problems.
-
-    Attributes:
-        first, second: folders of scored answers; differences are `first` minus `second`.
-        scorer: name of the scorer whose verdicts are compared; None selects the default of `score`.
-        first_scores: the `out` that was passed to `score` for `first`; None if there was none.
-    """
-
-    first: Location
-    second: Location
-    scorer: str | None = None
-    first_scores: Location | None = None

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from amnesia_bench.requests.analysis import AnalyzeRequest
 from amnesia_bench.requests.base import StageRequest
 from amnesia_bench.requests.checkpoints import (
     ConvertRequest,
     DownloadRequest,
     InitializeRequest,
+    MeasureRequest,
     RestoreRequest,
+    ScoreLayersRequest,
+    SelectLayersRequest,
 )
 from amnesia_bench.requests.data import (
+    ImportRowsRequest,
     PrepareRequest,
     SynthesizeRowsRequest,
     SynthesizeTokenizerRequest,
@@ -25,16 +30,21 @@ STAGE_REQUESTS: Mapping[str, type[StageRequest]] = MappingProxyType(
     {
         request.front_door: request
         for request in (
+            AnalyzeRequest,
             BuildPromptsRequest,
             ConvertRequest,
             DownloadRequest,
             EvaluateRequest,
             GenerateRequest,
+            ImportRowsRequest,
             InitializeRequest,
+            MeasureRequest,
             PrepareRequest,
             RankLayersRequest,
             RestoreRequest,
+            ScoreLayersRequest,
             ScoreRequest,
+            SelectLayersRequest,
             SynthesizeRowsRequest,
             SynthesizeTokenizerRequest,
             TrainRequest,

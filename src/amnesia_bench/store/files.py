@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        UserError: the file is missing, is not JSON or is too large.
+        UserError: the file is missing, is a folder, is not JSON or is too large.
         MissingEnvironmentError: the file cannot be read.
     """
     try:
@@ -61,6 +61,8 @@ def read_json(path: Path) -> Any:
         return json.loads(data.decode("utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder, but a file is needed") from error
     except OSError as error:
         raise MissingEnvironmentError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -136,7 +138,7 @@ def explain_write_error(
     if error.errno in _NO_SPACE:
         return StageFailedError(
             f"no space left while writing {final} ({what}); {kept}",
-            hint=f"Free space on the file system of {final.parent}, or choose another output.",
+            hint=f"{_way_to_space(error.errno, final)}, or choose another output.",
         )
     if error.errno in _NOT_ALLOWED:
         return MissingEnvironmentError(
@@ -146,6 +148,21 @@ def explain_write_error(
     if error.errno in _BAD_PATH:
         return UserError(f"cannot write {final} ({what}); {kept}")
     return None
+
+
+def _way_to_space(code: int | None, final: Path) -> str:
+    """Return what to do about a full disk, an exhausted quota or a limit on file sizes."""
+    if code == errno.EFBIG:
+        return "Raise the limit on file sizes (`ulimit -f`)"
+    mount = nearest_existing(final).resolve()
+    while not mount.is_mount():
+        mount = mount.parent
+    if code == errno.EDQUOT:
+        return (
+            f"Remove files of yours on the file system {mount}, whose quota is used up (`quota -s` "
+            f"shows it, on Lustre `lfs quota -h {mount}`)"
+        )
+    return f"Free space on the file system {mount} (`df -h {mount}` shows it)"
 
 
 @contextmanager
@@ -164,6 +181,14 @@ def explaining_write_errors(final: Path, kept: str) -> Iterator[None]:
         if explained is None:
             raise
         raise explained from error
+
+
+def owner_of(path: Path) -> str:
+    """Return the name of the user to whom a file or folder belongs; its number without a name."""
+    try:
+        return path.owner()
+    except KeyError:
+        return f"the user with the number {path.stat().st_uid}"
 
 
 def nearest_existing(path: Path) -> Path:

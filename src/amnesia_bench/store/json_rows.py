@@ -51,7 +51,7 @@ def read_json_rows(path: Path, hint: str) -> Iterator[tuple[int, object]]:
     """Yield (number, row) for each row of a local file; see `json_rows`.
 
     Raises:
-        UserError: the file does not exist, or a row is not JSON.
+        UserError: the file does not exist or is a folder, or a row is not JSON.
         MissingEnvironmentError: the file cannot be read.
     """
     try:
@@ -59,6 +59,8 @@ def read_json_rows(path: Path, hint: str) -> Iterator[tuple[int, object]]:
             yield from json_rows(stream, str(path), hint)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file", hint=hint) from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder, but a file is needed", hint=hint) from error
     except OSError as error:
         raise MissingEnvironmentError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -17,7 +17,8 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.store.files import nearest_existing
 
 MANIFEST = "manifest.json"
 STORE_VARIABLE = "AMNESIA_STORE"
@@ -33,6 +34,33 @@ def store_root(environ: Mapping[str, str] = os.environ) -> Path:
         return Path(root).expanduser()
     cache = environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "amnesia_bench"
+
+
+def store_of(given: Path | None) -> Path:
+    """Return the absolute path of the store that a command uses; it may not exist yet.
+
+    Args:
+        given: the store that the user names; None selects `store_root()`.
+
+    Raises:
+        UserError: the path of the store, or of a folder above it, is a file.
+        MissingEnvironmentError: a folder above the store cannot be read.
+    """
+    store = (given or store_root()).resolve()
+    try:
+        existing = nearest_existing(store)
+        is_folder = existing.is_dir()
+    except PermissionError as error:
+        raise MissingEnvironmentError(
+            f"{store}: no permission to read the store",
+            hint="Use a store of your own: --store or $AMNESIA_STORE.",
+        ) from error
+    if not is_folder:
+        raise UserError(
+            f"{existing}: is a file, but the store must be a folder",
+            hint="Choose another folder with --store or $AMNESIA_STORE.",
+        )
+    return store
 
 
 def artifact_path(root: Path, kind: str, artifact_id: str) -> Path:

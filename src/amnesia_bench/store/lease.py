@@ -6,60 +6,48 @@ holder of the last claim is dead, exactly one of them can create the next claim.
 fencing token. flock is not used, since on Lustre, GPFS and NFS it may succeed for several processes
 at once.
 
-A heartbeat is the mtime of the claim. Its age is the difference of two file times, both from the
-clock of the file system: clocks of hosts differ, and a host must not take over a lease because its
-own clock is ahead. The age of a heartbeat in the future is unknown, so a process that finds one
-sets it to the current time. A live holder then renews it, and that of a dead holder becomes stale.
+A thread of the holder renews the heartbeat of its claim; see `heartbeats`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import re
-import secrets
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from amnesia_bench.errors import BusyError, StageFailedError, UserError
 from amnesia_bench.records import codec
+from amnesia_bench.store.heartbeats import (
+    FUTURE_SECONDS,
+    HEARTBEAT_SECONDS,
+    STALE_SECONDS,
+    LeaseFile,
+    is_renewed,
+    is_stale,
+    must_be_watched,
+    seconds_ahead,
+)
 from amnesia_bench.store.layout import lease_path, new_working_path
-from amnesia_bench.store.processes import Holder, is_alive, is_here, this_process
+from amnesia_bench.store.processes import Holder, is_here, this_process
 
-log = logging.getLogger(__name__)
-
-HEARTBEAT_SECONDS = 15.0
-STALE_SECONDS = 300.0
-# A process writes its claim immediately after creating the file. If the file is still empty after
-# this time, the process has died.
-_UNWRITTEN_SECONDS = 5.0
-# A heartbeat further ahead of the file system's clock than this counts as one in the future.
-_FUTURE_SECONDS = 60.0
 # Attempts to remove a released lease folder, to which a slow process may still add its claim.
 _REMOVALS = 3
 # Attempts to take a lease while others take or release it, and the pause between them.
 _ATTEMPTS, _PAUSE_SECONDS = 1000, 0.001
+_LATE = " by a clock that is behind ours, and was renewed since"
 # The names of claims. The pattern is stricter than int(), which also accepts other names.
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _CLAIM_CHARACTERS = 1 << 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeaseFile:
-    """A numbered claim, read from disk; `holder` is None if its process has not written it yet."""
-
-    number: int
-    holder: Holder | None
-    heartbeat: float
 
 
 class Lease:
@@ -121,16 +109,24 @@ def holding_lease(
 
     The lease of a dead process on this machine is taken over immediately. The lease of a process on
     another machine is taken over when its heartbeat is older than `stale_seconds` according to the
-    file system's clock. `clock` is used if that clock cannot be read.
+    file system's clock and is not renewed for three more heartbeats, or sooner if SLURM knows that
+    the job of the process has stopped. `clock` is used if that clock cannot be read.
 
     Raises:
         BusyError: a live process holds the lease.
     """
-    lease = None
+    lease: Lease | None = None
+    silent: LeaseFile | None = None
     try:
-        with _deferred_signals():
-            descriptor, number = _take(final, stale_seconds, clock)
-            lease = Lease(final, descriptor, number, heartbeat_seconds)
+        while lease is None:
+            with _deferred_signals():
+                taken = _take(final, stale_seconds, clock, silent)
+                if not isinstance(taken, LeaseFile):
+                    lease = Lease(final, *taken, heartbeat_seconds)
+            if isinstance(taken, LeaseFile):
+                silent = taken
+                if is_renewed(lease_path(final), silent):
+                    raise _busy(final, silent, _LATE)
         yield lease
     finally:
         if lease is not None:
@@ -140,12 +136,13 @@ def holding_lease(
 
 @contextmanager
 def _deferred_signals() -> Iterator[None]:
-    """Defer SIGINT and SIGTERM to the end of the block, so that no incomplete lease remains."""
+    """Defer signals that end a process to the end of the block: no incomplete lease remains."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets them
         yield
         return
     received: list[int] = []
-    installed = ((number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM))
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    installed = ((number, signal.getsignal(number)) for number in numbers)
     # A handler is None if it was not set from Python; Python cannot restore such a handler.
     handlers = {number: handler for number, handler in installed if handler is not None}
     for number in handlers:
@@ -167,7 +164,7 @@ def current_holder(final: Path, *, stale_seconds: float = STALE_SECONDS) -> Hold
         return None
     try:
         last = _last_claim(descriptor)
-        if last is None or _is_stale(descriptor, last, stale_seconds, time.time):
+        if last is None or is_stale(descriptor, last, stale_seconds, time.time):
             return None
     except OSError:  # the lease was released meanwhile
         return None
@@ -176,9 +173,11 @@ def current_holder(final: Path, *, stale_seconds: float = STALE_SECONDS) -> Hold
     return last.holder
 
 
-def _take(final: Path, stale_seconds: float, clock: Callable[[], float]) -> tuple[int, int]:
+def _take(
+    final: Path, stale_seconds: float, clock: Callable[[], float], silent: LeaseFile | None
+) -> tuple[int, int] | LeaseFile:
     for _ in range(_ATTEMPTS):
-        if (taken := _try_to_take(final, stale_seconds, clock)) is not None:
+        if (taken := _try_to_take(final, stale_seconds, clock, silent)) is not None:
             return taken
         time.sleep(_PAUSE_SECONDS)
     raise BusyError(
@@ -188,9 +187,13 @@ def _take(final: Path, stale_seconds: float, clock: Callable[[], float]) -> tupl
 
 
 def _try_to_take(
-    final: Path, stale_seconds: float, clock: Callable[[], float]
-) -> tuple[int, int] | None:
-    """Return the lease folder's descriptor and the new claim's number; None to try again."""
+    final: Path, stale_seconds: float, clock: Callable[[], float], silent: LeaseFile | None
+) -> tuple[int, int] | LeaseFile | None:
+    """Return the lease folder's descriptor and the new claim's number; None to try again.
+
+    If the last claim looks stale but is not `silent`, a claim that was watched in vain, it is
+    returned, and has to be watched first.
+    """
     folder = lease_path(final)
     # exist_ok=True would call is_dir, which fails if the folder is removed in between.
     with contextlib.suppress(FileExistsError):
@@ -208,10 +211,12 @@ def _try_to_take(
         # between, it has this number, and ours cannot be created.
         number = 1 + max(_names(descriptor), default=0)
         last = _last_claim(descriptor)
-        if last is not None and not _is_stale(descriptor, last, stale_seconds, clock):
+        if last is not None and not is_stale(descriptor, last, stale_seconds, clock):
             remote = last.holder is None or not is_here(last.holder)
-            ahead = _seconds_ahead(descriptor, last, clock) if remote else 0.0
-            raise _busy(final, folder, last, ahead)
+            ahead = seconds_ahead(descriptor, last, clock) if remote else 0.0
+            raise _busy(final, last, _ahead(ahead) if ahead > FUTURE_SECONDS else "")
+        if last is not None and last != silent and must_be_watched(last):
+            return last
         _write_claim(descriptor, number)
         taken = _is_current(folder, descriptor, number)
         return (descriptor, number) if taken else None
@@ -277,49 +282,14 @@ def _last_claim(descriptor: int) -> LeaseFile | None:
     return claim
 
 
-def _is_stale(
-    descriptor: int, claim: LeaseFile, stale_seconds: float, clock: Callable[[], float]
-) -> bool:
-    holder = claim.holder
-    if holder is not None and is_here(holder):
-        return not is_alive(holder)
-    ahead = _seconds_ahead(descriptor, claim, clock)
-    if ahead > _FUTURE_SECONDS:
-        who = "a process" if holder is None else f"process {holder.pid} on {holder.host}"
-        log.warning(
-            "The last heartbeat of %s is %.0f s ahead of the clock of this file system: one of the "
-            "two clocks was wrong. If the process is dead, its lease expires in %.0f s.",
-            who, ahead, STALE_SECONDS,
-        )  # fmt: skip
-        with contextlib.suppress(OSError):  # the claim is another user's, or was released
-            os.utime(str(claim.number), dir_fd=descriptor)
-        return False
-    # It is safe to ignore an unwritten claim: its process, if only slow, afterwards checks whether
-    # its claim is still the highest.
-    return -ahead > (_UNWRITTEN_SECONDS if holder is None else stale_seconds)
+def _ahead(seconds: float) -> str:
+    return (
+        f", which is {seconds:.0f} s ahead of the clock of this file system; if the process is "
+        f"dead, its lease expires in {STALE_SECONDS:.0f} s"
+    )
 
 
-def _seconds_ahead(descriptor: int, claim: LeaseFile, clock: Callable[[], float]) -> float:
-    """Return heartbeat time minus file system time, which is negative for a past heartbeat."""
-    return claim.heartbeat - _file_system_time(descriptor, clock)
-
-
-def _file_system_time(descriptor: int, clock: Callable[[], float]) -> float:
-    """Return the file system's current time, which is the mtime of a new file in the folder."""
-    name = f".now-{secrets.token_hex(8)}"
-    try:
-        probe = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=descriptor)
-    except OSError:  # the file system is read-only or full
-        return clock()
-    try:
-        return os.fstat(probe).st_mtime
-    finally:
-        os.close(probe)
-        with contextlib.suppress(OSError):
-            os.unlink(name, dir_fd=descriptor)
-
-
-def _busy(final: Path, folder: Path, claim: LeaseFile, seconds_ahead: float) -> BusyError:
+def _busy(final: Path, claim: LeaseFile, about_heartbeat: str) -> BusyError:
     if claim.holder is None:
         who = "a process that has not written its claim yet"
     else:
@@ -330,12 +300,8 @@ def _busy(final: Path, folder: Path, claim: LeaseFile, seconds_ahead: float) -> 
     beat = f"{claim.heartbeat:.0f} s after 1970"
     with contextlib.suppress(ValueError, OverflowError):  # the year would need five digits
         beat = datetime.fromtimestamp(claim.heartbeat, UTC).isoformat(timespec="seconds")
-    if seconds_ahead > _FUTURE_SECONDS:
-        beat += (
-            f", which is {seconds_ahead:.0f} s ahead of the clock of this file system; if the "
-            f"process is dead, its lease expires in {STALE_SECONDS:.0f} s"
-        )
+    folder = lease_path(final)
     return BusyError(
-        f"{final}: is being written by {who}; its last heartbeat was at {beat}",
+        f"{final}: is being written by {who}; its last heartbeat was at {beat}{about_heartbeat}",
         hint=f"Wait for it to end. If you are sure that it is dead, delete {folder} and run again.",
     )

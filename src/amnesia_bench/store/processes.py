@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
+
+# States of a SLURM job none of whose processes runs. A job that waits was requeued.
+_STOPPED_JOB = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PENDING", "PREEMPTED", "TIMEOUT",
+)  # fmt: skip
+_SQUEUE_SECONDS = 10
+_ASK_AGAIN_SECONDS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +73,33 @@ def is_alive(holder: Holder) -> bool:
         pass
     start = process_start(holder.pid)
     return start is None or holder.process_start is None or start == holder.process_start
+
+
+def is_stopped_job(holder: Holder) -> bool:
+    """Return whether a process on another machine belonged to a SLURM job that has stopped.
+
+    If SLURM does not know, or is not installed here, the result is False.
+    """
+    job = holder.slurm_job_id
+    if job is None:
+        return False
+    # SLURM requeued the job of this process, and the other one belonged to its earlier run.
+    if job == os.environ.get("SLURM_JOB_ID") and int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        return True
+    return _state_of_job(job, int(time.monotonic() // _ASK_AGAIN_SECONDS)) in _STOPPED_JOB
+
+
+@lru_cache(maxsize=64)
+def _state_of_job(job: str, _: int) -> str | None:
+    """Return the state of a SLURM job; None if SLURM does not know it or does not answer."""
+    words = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"]
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, timeout=_SQUEUE_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
 
 
 def process_start(pid: int) -> int | None:

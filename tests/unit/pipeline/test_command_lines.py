@@ -13,7 +13,7 @@ from amnesia_bench.config.cache_key import cache_key
 from amnesia_bench.pipeline.command_lines import command_line
 from amnesia_bench.pipeline.experiments import graphs_of
 from amnesia_bench.pipeline.graph import stages_of
-from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.pipeline.stage import Stage, whole_of
 
 EVERYTHING = "experiment=table1,table2,table3,table4,table10,figures"
 
@@ -42,10 +42,14 @@ def asked(
 def stages(*overrides: str) -> list[Stage]:
     """One stage of each kind, name without seed and length, of some experiments."""
     found = {
-        (stage.kind, stage.name.partition("-s")[0], stage.request.front_door): stage
+        (stage.kind, _name(stage), stage.request.front_door): stage
         for stage in stages_of(graphs_of(overrides))
     }
     return list(found.values())
+
+
+def _name(stage: Stage) -> tuple[str, bool]:
+    return stage.name.partition("-s")[0], whole_of(stage.id) is not None
 
 
 @pytest.mark.parametrize(
@@ -53,8 +57,12 @@ def stages(*overrides: str) -> list[Stage]:
     [
         (EVERYTHING,),
         (EVERYTHING + ",controls", "profile=tiny"),
+        ("experiment=table1", "profile=one_gpu"),
+        ("experiment=table1", "profile=smoke_selection"),
         ("experiment=table1", "profile=tiny", "restore=qk_blend", "restore.rule.alpha=0.3"),
         ("experiment=table1", "profile=tiny", "restore.select.heads=[0,1]"),
+        ("experiment=table1", "profile=tiny", "profile.max_hours_per_evaluation=1e-9"),
+        ("experiment=table1", "profile=tiny", "restore=step_back", "restore.rule.max_steps=3"),
     ],
 )
 def test_a_stages_command_parses_into_its_request(
@@ -65,7 +73,27 @@ def test_a_stages_command_parses_into_its_request(
         out = stage.folder(tmp_path) / request.out_file
         typed, where = asked(command_line(request, out), request.front_door, monkeypatch)
         assert cache_key(typed) == cache_key(request), stage.id
+        assert getattr(typed, "division", None) == getattr(request, "division", None), stage.id
         assert where == out
+
+
+def test_a_file_of_ones_own_is_typed_with_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.jsonl").write_text("{}")
+    files = [
+        f"profile.files.{name}={tmp_path / 'mine.jsonl'}"
+        for name in ("gsm8k_chains", "gsm8k", "haystack")
+    ]
+    seen = set()
+    for stage in stages("experiment=table1", "profile=gemma", *files):
+        if stage.kind in ("rows", "data", "prompts", "answers"):
+            request = stage.request.below(tmp_path)
+            command = command_line(request, stage.folder(tmp_path))
+            typed, _ = asked(command, request.front_door, monkeypatch)
+            assert cache_key(typed) == cache_key(request), stage.id
+            seen.add(stage.kind)
+    assert seen == {"rows", "data", "prompts", "answers"}
 
 
 def test_a_repair_of_ones_own_is_typed_as_the_changes_of_a_packaged_one(

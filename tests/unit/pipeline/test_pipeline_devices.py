@@ -10,7 +10,7 @@ import pytest
 
 from amnesia_bench.errors import MissingEnvironmentError
 from amnesia_bench.pipeline import devices
-from amnesia_bench.pipeline.devices import holding_gpus, visible_gpus
+from amnesia_bench.pipeline.devices import gpus_of_job, holding_gpus, visible_gpus
 from amnesia_bench.pipeline.stage_process import StageLauncher, run_spec
 from amnesia_bench.records.stages import StageSpec
 
@@ -51,6 +51,18 @@ def test_more_than_there_are_is_said(tmp_path: Path) -> None:
         holding_gpus(8, ("0",), tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize(("visible", "number"), [("", 0), ("3", 1), ("-1", 0)])
+def test_a_job_on_a_node_with_too_few_gpus_is_named(
+    visible: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(MissingEnvironmentError, match=f"needs 2 GPUs on .*sees {number}") as error:
+        gpus_of_job(2)
+    assert "cluster.partition=NAME" in str(error.value.hint)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7,1")
+    assert gpus_of_job(2) == ("4", "7")
 
 
 def test_what_the_driver_may_see_is_all_there_is() -> None:

@@ -66,6 +66,36 @@ def test_softmax_models_are_restored_where_the_ranking_says() -> None:
     assert restored.request.ranked_layers == RankedLayers(count=7, file=file)
 
 
+@pytest.mark.parametrize("profile", ["paper", "tiny"])
+def test_peers_are_rows_whose_values_are_measured_first(profile: str) -> None:
+    (graph,) = graphs("experiment=table4", f"profile={profile}")
+    model = {"paper": "HypeNet-2B", "tiny": "tiny"}[profile]
+    long = {"paper": "fineweb_edu_stage3", "tiny": "tiny_prose_long"}[profile]
+    for method in ("wise_ft", "ties", "dare", "qk_blend", "qk_ties", "qk_dare"):
+        peer = row(graph, method, model).checkpoint
+        assert [stage.kind for stage in peer.inputs] == ["trained", "trained"]
+    for method in ("lm_cocktail", "step_back", "qk_lm_cocktail", "qk_step_back"):
+        *_, measured = row(graph, method, model).checkpoint.inputs
+        kinds = [(stage.kind, stage.name) for stage in measured.inputs]
+        assert kinds[2:] == [("data", long)]
+    for method in ("layer_fisher", "qk_layer_fisher"):
+        peer = row(graph, method, model).checkpoint
+        *pair, measured = peer.inputs
+        assert list(measured.inputs) == pair
+        assert isinstance(peer.request, RestoreRequest)
+        assert peer.request.measured == measured.location / "measurement.json"
+
+
+def test_a_merge_of_all_weights_takes_no_ranking_and_losses_need_data() -> None:
+    (graph,) = graphs("experiment=table10", "restore=wise_ft")
+    merged = row(graph, "restored", "Qwen2.5-7B").checkpoint
+    assert [stage.kind for stage in merged.inputs] == ["download", "trained"]
+    with pytest.raises(UserError, match=r"Qwen2.5-7B: variant lm_cocktail measures losses") as no:
+        graphs("experiment=table10", "restore=lm_cocktail")
+    assert no.value.hint is not None
+    assert "amnesia measure --data" in no.value.hint
+
+
 def test_tables_share_stages_and_seeds_share_data() -> None:
     whole = ("experiment=table1,table4", "profile=tiny")
     both = stages_of(graphs(*whole))
@@ -184,6 +214,6 @@ def locations(value: object) -> Iterator[Path]:
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
             yield from locations(getattr(value, name))
-    elif isinstance(value, Mapping):
-        for item in value.values():
+    elif isinstance(value, Mapping | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from locations(item)

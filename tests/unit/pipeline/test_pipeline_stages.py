@@ -27,8 +27,9 @@ def engine_of(stage: Stage) -> EngineChoice:
 
 def test_only_hypenet_2b_answers_with_the_published_logit_scale(tmp_path: Path) -> None:
     for stage in answering().values():
+        if not isinstance(stage.work, Answering):
+            continue  # merges its parts
         command = command_line(stage.request, tmp_path)
-        assert isinstance(stage.work, Answering)
         if stage.work.shape == "hypenet_2b":
             assert engine_of(stage).attn_logits_scaling == "hype 500"
             assert command[command.index("--attn-logits-scaling") + 1] == "hype 500"

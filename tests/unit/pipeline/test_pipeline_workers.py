@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from amnesia_bench.pipeline import scheduler
+from amnesia_bench.errors import StageFailedError
+from amnesia_bench.pipeline import scheduler, worker
 from amnesia_bench.pipeline.scheduler import SchedulerResult, run_stages
+from amnesia_bench.pipeline.specs import write_specs
+from amnesia_bench.pipeline.stage_process import StageLauncher
+from amnesia_bench.records.stages import StageSpec
 from amnesia_bench.store.processes import process_start
 from tests.support.pipelines import wait_until
 
@@ -53,9 +57,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "store"
 
 
-def run(store: Path, *ids: str, server: str | None = None) -> SchedulerResult:
+def run(store: Path, *ids: str, options: tuple[str, ...] = ()) -> SchedulerResult:
     stages = [FakeStage(each) for each in ids]
-    return run_stages(store, stages, dict.fromkeys(ids, 1), len(ids), 0, server)
+    return run_stages(
+        store, stages, dict.fromkeys(ids, 1), len(ids), 0, dict.fromkeys(ids, options)
+    )
 
 
 def names(store: Path) -> list[str]:
@@ -63,7 +69,7 @@ def names(store: Path) -> list[str]:
 
 
 def test_a_worker_that_did_its_stage_prints_it(store: Path) -> None:
-    result = run(store, "does", "finds it done", server="/run/socket")
+    result = run(store, "does", "finds it done", options=("--server", "/run/socket"))
     assert result == SchedulerResult(done=frozenset(["does"]), failed=None)
     assert (store / "does.start0").read_text() == "--server /run/socket"
     assert names(store) == ["does.start0", "finds it done.start0"]
@@ -74,6 +80,27 @@ def test_the_end_of_what_a_worker_says_is_kept(store: Path) -> None:
     lines = "\n".join(f"line {number}" for number in range(12, 20))
     assert result == SchedulerResult(done=frozenset(["does"]), failed=lines)
     assert names(store) == ["does.start0", "fails.start0", "fails.start1"]
+
+
+@pytest.mark.parametrize("noise", [0, 30])
+def test_the_message_of_a_command_is_kept_whatever_torchrun_writes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: int
+) -> None:
+    spec = StageSpec(
+        id="trained.mine-s0-0123456789ab", kind="trained", front_door="train", request={},
+        command=("train",), inputs={}, threads=1, gpus=0,
+    )  # fmt: skip
+    write_specs(tmp_path, [spec])
+
+    def run_spec(store: Path, spec: StageSpec, log: Path, *_: object) -> int:
+        after = [f"srun: error: line {number}" for number in range(noise)]
+        lines = ["$ amnesia train", "Loading", "amnesia train: no disk", "Free some space.", *after]
+        log.write_text("\n".join(lines) + "\n")
+        return 4
+
+    monkeypatch.setattr(worker, "run_spec", run_spec)
+    with pytest.raises(StageFailedError, match="with code 4: amnesia train: no disk\nFree some"):
+        worker.run_stage(tmp_path, spec.id, StageLauncher())
 
 
 def test_the_command_of_a_worker_that_was_killed_is_ended(store: Path) -> None:

@@ -51,7 +51,7 @@ def test_hours_are_split_by_model_and_step(tmp_path: Path) -> None:
     found = plan_graphs(graphs, tmp_path, H100)
     models = by_model(found.pending)
     assert list(models) == ["Jet-Nemotron-2B", "HypeNet-2B", "HypeNet-5B", "HypeNet-9B"]
-    hybrid = {*Step} - {Step.PRETRAINING, Step.RANKING}
+    hybrid = {*Step} - {Step.PRETRAINING, Step.SELECTION, Step.RANKING, Step.ANALYSIS}
     assert set(models["HypeNet-9B"]) == hybrid
     assert set(models["Jet-Nemotron-2B"]) == hybrid - {Step.STAGE_1, Step.STAGE_2, Step.STAGE_3}
     for steps in models.values():
@@ -131,7 +131,8 @@ def test_stages_are_listed_behind_what_they_read(
     command = ["plan", "experiment=table4", "profile=tiny", "--store", str(tmp_path)]
     assert main([*command, "--stages"]) == 0
     text = capsys.readouterr().out
-    assert "hours" not in text  # a laptop has no GPUs
+    assert "h100-hours" not in text  # a laptop has no GPUs
+    assert "core-hours, " in text
     assert main([*command, "--json"]) == 0
     seen: set[str] = set()
     for stage in json.loads(capsys.readouterr().out)["stages"]:
@@ -173,14 +174,24 @@ def test_a_mistake_is_named(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([command, "experiment=table1"] for command in ("plan", "run", "fetch", "clean")),
+        ["run", "experiment=table1", "cluster=slurm", "--dry-run"],
+        ["adopt", "--as", "sft_miromind_2b-s0", "x", "experiment=table4"],
+        ["track", "experiment=table1", "tracking=wandb"],
+        ["status"],
+        ["cancel"],
+        ["logs", "x"],
+    ],
+    ids=lambda words: " ".join(words[:1] + words[-1:]),
+)
 def test_a_store_that_is_a_file_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("x")
     for store in (tmp_path / "file", tmp_path / "file" / "store"):
-        command = ["plan", "experiment=table1", "profile=tiny", "--store", str(store)]
-        assert main(command) == 2
-        assert (
-            f"{tmp_path / 'file'}: is a file, but the store must be a folder"
-            in capsys.readouterr().err
-        )
+        assert main([*words, "--store", str(store)]) == 2
+        message = f"{tmp_path / 'file'}: is a file, but the store must be a folder"
+        assert message in capsys.readouterr().err

@@ -45,5 +45,7 @@ def test_a_damaged_row_is_named(text: str, problem: str, tmp_path: Path) -> None
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jsonl: no such file\nMake it\."):
         list(read_json_rows(tmp_path / "none.jsonl", "Make it."))
-    with pytest.raises(MissingEnvironmentError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"is a folder, but a file is needed\nMake it\."):
         list(read_json_rows(tmp_path, "Make it."))
+    with pytest.raises(MissingEnvironmentError, match=r"cannot be read \(File name too long\)"):
+        list(read_json_rows(tmp_path / ("x" * 300), "Make it."))

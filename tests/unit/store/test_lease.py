@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +18,7 @@ import pytest
 
 from amnesia_bench.errors import BusyError, StageFailedError, UserError
 from amnesia_bench.records import codec
-from amnesia_bench.store import lease, processes
+from amnesia_bench.store import heartbeats, lease, processes
 from amnesia_bench.store.layout import lease_path
 from amnesia_bench.store.lease import current_holder, holding_lease
 from amnesia_bench.store.processes import Holder
@@ -47,7 +49,9 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def final(tmp_path: Path) -> Path:
+def final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(heartbeats, "_WATCH_SECONDS", 0.3)
+    monkeypatch.setattr(heartbeats, "_WATCH_PAUSE_SECONDS", 0.01)
     return tmp_path / "out"
 
 
@@ -136,6 +140,43 @@ def test_another_host_loses_it_by_the_age_of_its_heartbeat(
         assert held.number == 2
 
 
+@pytest.mark.parametrize(
+    ("state", "age_seconds", "taken"),
+    [
+        ("CANCELLED", 60, True),
+        ("PENDING", 60, True),  # it was requeued
+        ("RUNNING", 60, False),
+        ("COMPLETING", 60, False),
+        ("", 60, False),  # SLURM does not know the job, which may belong to another cluster
+        ("CANCELLED", 20, False),  # a heartbeat is not missing yet
+    ],
+)
+def test_slurm_is_asked_about_the_job_of_a_silent_process(
+    final: Path, monkeypatch: pytest.MonkeyPatch, state: str, age_seconds: float, taken: bool
+) -> None:
+    (final.parent / "squeue").write_text(f"#!/bin/sh\n[ $3 = --jobs=17 ] && echo '{state}'\n")
+    (final.parent / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{final.parent}:/usr/bin:/bin")
+    processes._state_of_job.cache_clear()
+    claim(final, replace(ELSEWHERE, slurm_job_id="17"), age_seconds=age_seconds)
+    outcome = contextlib.nullcontext() if taken else pytest.raises(BusyError)
+    with outcome, holding_lease(final) as held:
+        assert held.number == 2
+
+
+def test_a_requeued_job_takes_over_from_its_own_earlier_run(
+    final: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(final.parent))  # no squeue
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    claim(final, replace(ELSEWHERE, slurm_job_id="17"), age_seconds=60)
+    with pytest.raises(BusyError), holding_lease(final):
+        pytest.fail("taken from another node of the same run")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with holding_lease(final) as held:
+        assert held.number == 2
+
+
 @pytest.mark.parametrize("skew_seconds", [310, 1e6, -1e6])
 def test_ages_are_by_the_clock_of_the_file_system_and_not_by_ours(
     final: Path, skew_seconds: float
@@ -150,6 +191,33 @@ def test_ages_are_by_the_clock_of_the_file_system_and_not_by_ours(
     with holding_lease(final, clock=clock) as held:
         assert held.number == 2
     assert list(final.parent.iterdir()) == []
+
+
+def test_a_live_process_whose_clock_is_behind_keeps_it(final: Path) -> None:
+    path = claim(final, ELSEWHERE, age_seconds=7200)
+    beat = path.stat().st_mtime
+
+    def renew() -> None:
+        time.sleep(0.05)
+        os.utime(path, (beat + 15, beat + 15))
+
+    living = threading.Thread(target=renew)
+    living.start()
+    with pytest.raises(BusyError, match="by a clock that is behind ours"), holding_lease(final):
+        pytest.fail("taken from a live process")
+    living.join()
+    assert sorted(entry.name for entry in lease_path(final).iterdir()) == ["1"]
+    with holding_lease(final) as held:  # it is not renewed any more
+        assert held.number == 2
+
+
+def test_a_lease_that_is_released_while_it_is_watched_is_taken(final: Path) -> None:
+    claim(final, ELSEWHERE, age_seconds=7200)
+    releasing = threading.Timer(0.05, lambda: shutil.rmtree(lease_path(final)))
+    releasing.start()
+    with holding_lease(final) as held:
+        assert held.number == 1
+    releasing.join()
 
 
 def test_a_process_that_cannot_be_is_dead(final: Path) -> None:

@@ -22,8 +22,10 @@ def test_json_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not JSON"):
         read_json(tmp_path / "deep.json")
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(MissingEnvironmentError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder, but a file is needed"):
         read_json(tmp_path / "folder.json")
+    with pytest.raises(MissingEnvironmentError, match="cannot be read"):
+        read_json(tmp_path / ("x" * 300))  # longer than a name may be
 
 
 def test_reading_names_the_file_that_is_missing_or_not_json(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 The script is bash, because it runs outside of any container, where `scontrol` exists. It starts the
 worker of the stage and passes signals on to it. If the worker saves its state and stops before the
 job's time limit (exit code 75), the script puts the job back into the queue under the same number,
-so that dependent jobs keep waiting for it.
+so that dependent jobs keep waiting for it. If the job never comes to its worker, for example
+because `cluster.setup` does not end before the time limit, it fails after `cluster.max_restarts`
+restarts.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +21,11 @@ from pathlib import Path
 from amnesia_bench.config.cluster_schema import SlurmCluster
 from amnesia_bench.costs.gpus import GPUS
 from amnesia_bench.costs.stage_cost import cost_of
+from amnesia_bench.costs.work import at_most
 from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.pipeline.environments import python_words
+from amnesia_bench.pipeline.restarts import STARTS
+from amnesia_bench.pipeline.slurm.endings import output_of_job
 from amnesia_bench.pipeline.slurm.jobs import comment_of
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.store.layout import stage_path
@@ -74,7 +81,8 @@ def job_resources(stage: Stage, threads: int, cluster: SlurmCluster) -> JobResou
     memory = cluster.memory_gb_per_node
     estimated = None
     if stage.gpus:
-        estimated = cost_of(stage.work, stage.gpus, GPUS[cluster.gpu]).gpu_hours / stage.gpus
+        longest = cost_of(at_most(stage.work), stage.gpus, GPUS[cluster.gpu])
+        estimated = longest.gpu_hours / stage.gpus
     hours = _CPU_STAGE_HOURS if estimated is None else estimated * cluster.time_margin
     # The state is saved before the limit, and starting takes time, too.
     hours = max(hours + 2 * cluster.save_seconds / 3600, _SHORTEST_HOURS)
@@ -104,16 +112,19 @@ def batch_script(
     options = {**_options(store, stage, resources, cluster, after), **_placement(cluster)}
     lines = [f"#SBATCH {shlex.quote(f'--{name}={value}')}" for name, value in options.items()]
     lines += [f"#SBATCH {shlex.quote(word)}" for word in cluster.options]
-    python = cluster.python or sys.executable
-    start = [sys.executable, "-P", "-m", "amnesia_bench.pipeline.worker", "--batch"]
-    start += ["--python", shlex.join([*cluster.container, python])]
+    start = [sys.executable, "-P", "-m", "amnesia_bench.pipeline.worker"]
+    start += ["--batch", str(cluster.max_restarts)]
+    start += ["--python", shlex.join(python_words(stage, cluster))]
     return _TEMPLATE.format(
         directives="\n".join(lines),
         setup="".join(f"{line}\n" for line in cluster.setup),
         worker=shlex.join([*start, str(store), stage.id]),
         requeue=int(ExitCode.REQUEUE),
-        max_requeues=cluster.max_requeues,
+        killed=128 + signal.SIGUSR1,  # the worker was still starting
         marker=shlex.quote(str(folder / RESUBMIT)),
+        starts=shlex.quote(str(folder / STARTS)),
+        most=cluster.max_restarts + 1,
+        failed=int(ExitCode.STAGE_FAILED),
     )
 
 
@@ -124,7 +135,7 @@ def _options(
     options: dict[str, object] = {
         "job-name": stage.id,
         "comment": comment_of(store),
-        "output": stage_path(store, stage.id) / "slurm-%j.out",
+        "output": output_of_job(store, stage.id, "%j"),
         "open-mode": "append",  # a requeued job would otherwise truncate its output
         "time": minutes,
         "signal": f"B:USR1@{cluster.save_seconds}",
@@ -151,17 +162,20 @@ _TEMPLATE = """\
 #!/bin/bash
 {directives}
 #SBATCH --requeue
+echo $SLURM_JOB_ID >> {starts}  # the worker removes this file
+if [ "$(wc -l < {starts})" -gt {most} ]; then
+    echo "{most} starts did not come to their stage. Do the lines of cluster.setup end?" >&2
+    exit {failed}
+fi
 {setup}{worker} &
 worker=$!
-trap 'kill -USR1 $worker' USR1  # the time limit is near
-trap 'kill -TERM $worker' TERM  # cancelled or preempted
+trap 'kill -USR1 $worker 2>/dev/null' USR1  # the time limit is near
+trap 'kill -TERM $worker 2>/dev/null' TERM  # cancelled or preempted
 while kill -0 $worker 2>/dev/null; do wait $worker; done  # a signal ends `wait` early
 wait $worker
 code=$?
-if [ $code = {requeue} ]; then
-    if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {max_requeues} ]; then
-        echo "not requeued: this job was already requeued {max_requeues} times"
-    elif scontrol requeue $SLURM_JOB_ID; then
+if [ $code = {requeue} ] || [ $code = {killed} ]; then
+    if scontrol requeue $SLURM_JOB_ID; then
         sleep 60  # SLURM ends this script
     else
         touch {marker}

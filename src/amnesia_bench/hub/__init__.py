@@ -1,0 +1,1 @@
+"""The Hugging Face hub: fetch verified files, and find files that were fetched earlier."""

@@ -1,0 +1,35 @@
+#!/bin/bash
+#SBATCH --job-name=recall.NAME
+#SBATCH '--comment=amnesia /scratch/my store'
+#SBATCH '--output=/scratch/my store/stages/recall.NAME/slurm-%j.out'
+#SBATCH --open-mode=append
+#SBATCH --time=210
+#SBATCH --signal=B:USR1@600
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=1
+#SBATCH --mem=125G
+#SBATCH --dependency=afterok:11:12
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --requeue
+echo $SLURM_JOB_ID >> '/scratch/my store/stages/recall.NAME/starts'  # the worker removes this file
+if [ "$(wc -l < '/scratch/my store/stages/recall.NAME/starts')" -gt 4 ]; then
+    echo "4 starts did not come to their stage. Do the lines of cluster.setup end?" >&2
+    exit 4
+fi
+PYTHON -P -m amnesia_bench.pipeline.worker --batch 3 --python /opt/python '/scratch/my store' recall.NAME &
+worker=$!
+trap 'kill -USR1 $worker 2>/dev/null' USR1  # the time limit is near
+trap 'kill -TERM $worker 2>/dev/null' TERM  # cancelled or preempted
+while kill -0 $worker 2>/dev/null; do wait $worker; done  # a signal ends `wait` early
+wait $worker
+code=$?
+if [ $code = 75 ] || [ $code = 138 ]; then
+    if scontrol requeue $SLURM_JOB_ID; then
+        sleep 60  # SLURM ends this script
+    else
+        touch '/scratch/my store/stages/recall.NAME/resubmit'
+    fi
+fi
+exit $code
