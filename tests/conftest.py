@@ -7,6 +7,7 @@ own: in a sandbox where there is one, else as plain processes with limits of tim
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from functools import cache
@@ -36,6 +37,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail where a test would skip because bubblewrap, Chromium or SLURM is not installed",
     )
+
+
+def pytest_collection_finish() -> None:
+    # What was imported until now stays: no garbage collection needs to look at it again. With torch
+    # and lm-eval imported, a full one takes 0.2 s, and some code under test asks for many.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

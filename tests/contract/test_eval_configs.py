@@ -13,7 +13,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.inference.protocol import sample_seed
 from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.recall.niah import NIAH_SAMPLING
-from amnesia_bench.recall.niah import TASKS as NIAH_TASKS
+from amnesia_bench.recall.niah.tasks import SINGLE_TASKS
 from amnesia_bench.records.evaluation import SampleKey
 from amnesia_bench.records.reasoning import Checker
 
@@ -48,7 +48,7 @@ def test_each_value_has_its_source_beside_it(path: Path) -> None:
 def test_recall_is_asked_as_in_table_1_and_checked_at_its_ends() -> None:
     niah = load_option("eval", "niah", [], NiahConfig)
     check = load_option("eval", "check", [], NiahConfig)
-    assert niah.tasks == tuple(NIAH_TASKS)
+    assert niah.tasks == tuple(SINGLE_TASKS)
     assert niah.lengths == (32768, 65536, 131072, 262144)
     assert (niah.samples, niah.max_new_tokens) == (500, NIAH_SAMPLING.max_new_tokens)
     assert check == niah.model_copy(update={"lengths": (niah.lengths[0], niah.lengths[-1])})

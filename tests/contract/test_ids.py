@@ -14,7 +14,7 @@ from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.reasoning.cells import metrics_of
 from amnesia_bench.reasoning.tasks import TASKS
-from amnesia_bench.recall.niah.tasks import TASKS as NEEDLE_TASKS
+from amnesia_bench.recall.niah import TASKS as NEEDLE_TASKS
 from amnesia_bench.records.ids import (
     AFTER_SFT,
     BEFORE_SFT,
@@ -32,7 +32,7 @@ METHODS = get_args(Method)
 def test_there_is_an_evaluator_for_each_task_and_for_no_other() -> None:
     assert tuple(NEEDLE_TASKS) == RECALL_TASKS
     assert tuple(TASKS) == tuple(REASONING_TASKS)
-    assert set(options("eval")) == {"check", "niah", *REASONING_TASKS}
+    assert set(options("eval")) == {"check", "check_quick", "check_ruler", "niah", *REASONING_TASKS}
 
 
 @pytest.mark.parametrize("task", TASKS)

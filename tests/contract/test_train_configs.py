@@ -38,6 +38,15 @@ SFT = {
 }
 
 TINY = [name for name in options("train") if name.startswith("tiny_")]
+GEMMA = [name for name in options("train") if name.startswith("gemma_")]
+# What one_gpu's stages and fine-tunes change in those of HypeNet-2B.
+ONE_GPU = {
+    "one_gpu_stage1": ("stage1_2b", {"steps": 10_000, "micro_batch": 32}),
+    "one_gpu_stage2": ("stage2_2b", {"steps": 10_000, "micro_batch": 24}),
+    "one_gpu_stage3": ("stage3_2b", {"steps": 250}),
+    "one_gpu_sft_miromind": ("sft_miromind_2b", {}),
+    "one_gpu_qk_frozen": ("qk_frozen_2b", {}),
+}
 
 
 def table_row(train: TrainConfig) -> tuple[float, float, int, int, int]:
@@ -52,11 +61,11 @@ def table_row(train: TrainConfig) -> tuple[float, float, int, int, int]:
 
 
 def test_every_committed_stage_is_a_row_of_the_paper() -> None:
-    assert set(options("train")) == PRETRAINING.keys() | SFT.keys() | set(TINY)
+    assert set(options("train")) == PRETRAINING.keys() | SFT.keys() | {*TINY, *GEMMA, *ONE_GPU}
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_a_tiny_stage_fits_its_data(name: str) -> None:
+@pytest.mark.parametrize("name", [*TINY, *GEMMA])
+def test_a_small_stage_fits_its_data(name: str) -> None:
     train = load_training(name, []).train
     assert train.name == name
     for source in train.mixture:
@@ -65,9 +74,16 @@ def test_a_tiny_stage_fits_its_data(name: str) -> None:
         assert data.isolate_documents == train.isolate_documents
 
 
-def test_tiny_fine_tunes_differ_in_their_data_only() -> None:
-    runs = [load_training(name, []).train for name in TINY if name.startswith("tiny_sft")]
-    assert len(runs) == 4
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        ([name for name in TINY if name.startswith("tiny_sft")], 4),
+        ([name for name in GEMMA if name != "gemma_qk_frozen"], 3),
+    ],
+)
+def test_small_fine_tunes_differ_in_their_data_only(names: list[str], count: int) -> None:
+    runs = [load_training(name, []).train for name in names]
+    assert len(runs) == count
     same = {
         run.model_copy(update={"name": "x", "mixture": {"x": 1.0}}).model_dump_json()
         for run in runs
@@ -87,6 +103,17 @@ def test_a_stage_has_the_numbers_of_its_table(name: str, row: tuple[float, ...])
     objectives = {"stage1": "align", "stage2": "distill"}
     assert run.train.objective == objectives.get(name.split("_")[0], "next_token")
     assert (run.train.freeze is not None) is name.startswith("qk_frozen")
+
+
+@pytest.mark.parametrize("name", ONE_GPU)
+def test_one_gpu_changes_the_number_of_steps_only(name: str) -> None:
+    base, changes = ONE_GPU[name]
+    run, paper = load_training(name, []), load_training(base, [])
+    teacher = None if paper.train.teacher is None else "Qwen/Qwen3-0.6B"
+    same = {"name": name, "model": "hypenet_0_6b", "teacher": teacher}
+    assert run == paper.model_copy(
+        update={"train": paper.train.model_copy(update={**same, **changes})}
+    )
 
 
 def test_every_value_says_where_it_comes_from() -> None:

@@ -135,7 +135,8 @@ def prompts(tmp_path: Path) -> Written:
     def look() -> object:
         (prompt_set,) = open_prompt_sets(tmp_path / "out", byte_tokenizer())
         return [
-            (prompt_set.prompt(i), prompt_set.value(i), prompt_set.needle_span(i)) for i in range(3)
+            (prompt_set.prompt(i), prompt_set.values(i)[0], prompt_set.needle_span(i))
+            for i in range(3)
         ]
 
     return Written(tmp_path / "out", look, 100)
@@ -164,7 +165,7 @@ def scores(tmp_path: Path) -> Written:
 def recall(tmp_path: Path) -> Written:
     write_prompts(tmp_path / "tokenizer", tmp_path / "prompts")
     (prompt_set,) = open_prompt_sets(tmp_path / "prompts", byte_tokenizer())
-    engine = FakeEngine(lambda request: prompt_set.value(request.key.doc))
+    engine = FakeEngine(lambda request: prompt_set.values(request.key.doc)[0])
     NiahEvaluation(engine, candidate("post"), 3, tmp_path / "out").evaluate(prompt_set)
     folder = tmp_path / "out" / prompt_set.name
 

@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import amnesia_bench.recall.check as check_module
-import amnesia_bench.recall.niah.build as build_module
+import amnesia_bench.tokenizers.known as known_module
 from amnesia_bench.cli.main import main
 from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
 from amnesia_bench.recall.niah.prompt_sets import PROMPTS, TOKENIZER
@@ -175,7 +175,7 @@ def test_a_check_that_an_older_version_began_finds_its_prompts_and_answers(
         )  # fmt: skip
 
     with monkeypatch.context() as older:
-        for module in (check_module, build_module):
+        for module in (check_module, known_module):
             older.setattr(module, "tokenizer_identity", legacy_tokenizer_identity)
         assert check_built() == 0
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*.jsonl")}

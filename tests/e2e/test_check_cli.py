@@ -122,7 +122,7 @@ def test_no_regression_exits_with_0_and_undecided_with_a_warning(
         (["--margin", "-1"], "--margin -1: must be from 0 to below 95 points"),
         (["--margin", "nan"], "--margin nan: must be"),
         (["--tasks", "niah_single_9"], "no task 'niah_single_9'"),
-        (["--tasks", ""], "no task ''"),
+        (["--tasks", ","], "no task ''"),
         (["--tasks", "niah_single_3", "--samples", "5"], "no prompts of niah_single_3 at 8192"),
         (["--lengths", "4096", "--samples", "5"], "no prompts of niah_single_2 at 4096"),
         (["--lengths", "0"], "not a list of lengths"),

@@ -278,7 +278,7 @@ def test_without_essays_or_with_code_the_official_generator_is_refused(
     _, prepare_niah = lm_eval_niah()
     monkeypatch.setattr(prepare_niah.datasets, "load_dataset", offline)
     assert evaluate(inputs, tmp_path / "out", "--official-data") == 6
-    assert "lm-eval cannot download the essays (no network)" in capsys.readouterr().err
+    assert "lm-eval cannot download its data (no network)" in capsys.readouterr().err
     coded = Inputs(save_checkpoint(tmp_path / "coded"), inputs.prompts, inputs.texts)
     config = json.loads((coded.checkpoint / "config.json").read_text())
     config["auto_map"] = {"AutoTokenizer": [None, "evil.Tokenizer"]}

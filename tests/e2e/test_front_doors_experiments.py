@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,21 @@ def test_only_a_cluster_takes_jobs(
     assert main(["run", *overrides, f"--store={store}", option]) == 2
     assert "cluster=local runs stages itself" in capsys.readouterr().err
     assert not store.exists()
+
+
+def test_a_dry_run_prints_the_notes_of_a_submission(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["run", "experiment=table4", "cluster=slurm", f"--store={tmp_path}", "--dry-run"]
+    monkeypatch.setenv("PATH", str(tmp_path))  # without SLURM
+    assert main([*command, "cluster.time_limit_hours=2"]) == 0
+    printed = capsys.readouterr()
+    assert re.search(r"note: trained.stage2_2b-s0-\w+: estimated at [\d.]+ h, times", printed.err)
+    assert "#SBATCH --time=120\n" in printed.out
+    (tmp_path / "sinfo").write_text("#!/bin/sh\necho 'gpu* 1:00:00'\n")
+    (tmp_path / "sinfo").chmod(0o755)
+    assert main([*command, "cluster.time_limit_hours=2"]) == 2
+    assert "the partition that is the default allows 1 h" in capsys.readouterr().err
 
 
 def test_run(

@@ -16,8 +16,9 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.inference.generation import GENERATIONS, RUN
 from amnesia_bench.records.codec import to_json
 from amnesia_bench.records.evaluation import Cell
-from amnesia_bench.requests.reasoning import CompareRequest, GenerateRequest, ScoreRequest
-from tests.support.reasoning import tiny_checkpoint, write_problems
+from amnesia_bench.requests.reasoning import GenerateRequest, ScoreRequest
+from tests.support.fake_engine import FakeEngine
+from tests.support.reasoning import answer, run_task, tiny_checkpoint, write_problems
 
 
 def plain(cells: Sequence[Cell] | list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -52,32 +53,27 @@ def test_python_and_the_commands_answer_score_and_compare_alike(
 
     scored = ab.score(ScoreRequest(answers=first))
     capsys.readouterr()
-    assert main(["score", str(second), "--against", str(first), "--json"]) == 0
+    assert main(["score", str(second), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert plain(printed["cells"]) == plain(scored.cells)
-    compared = ab.compare(CompareRequest(first=second, second=first))
-    assert printed["differences"] == to_json(compared)
-    assert [each.difference for each in compared] == [0.0, 0.0]
+    report = ab.compare(ab.CompareRequest(a=first, b=second))
+    assert [row.difference for row in report.rows] == [0.0, 0.0]
+    assert main(["compare", str(first), str(second), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(to_json(report)))
 
 
-def test_scores_in_another_folder_are_compared_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = tiny_checkpoint(tmp_path / "tiny")
-    data = write_problems("gsm8k", tmp_path / "data.jsonl", count=2)
-    config = ab.load_eval("gsm8k", ["eval.repeats=1", "eval.max_new_tokens=4"])
-    request = GenerateRequest(checkpoint=checkpoint, task="gsm8k", config=config, data=data)
-    folder, scores = tmp_path / "answers", tmp_path / "scores"
-    ab.generate(request, folder)
-    ab.score(ScoreRequest(answers=folder), scores)
-    with pytest.raises(UserError, match="not scored by strict"):
-        ab.compare(CompareRequest(first=folder, second=folder))
-    ab.score(ScoreRequest(answers=folder))
-    compared = ab.compare(CompareRequest(first=folder, second=folder, first_scores=scores))
-    capsys.readouterr()
-    command = ["score", str(folder), "--out", str(scores), "--against", str(folder), "--json"]
-    assert main(command) == 0
-    assert json.loads(capsys.readouterr().out)["differences"] == to_json(compared)
+def test_scores_in_another_folder_are_compared_too(tmp_path: Path) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    for name in ("first", "second"):
+        run_task("gsm8k", data, tmp_path / name, FakeEngine(answer))
+        ab.score(ScoreRequest(answers=tmp_path / name), tmp_path / "scores" / name)
+    with pytest.raises(UserError, match="not scored"):
+        ab.compare(ab.CompareRequest(a=tmp_path / "first", b=tmp_path / "second"))
+    scores = tmp_path / "scores"
+    report = ab.compare(ab.CompareRequest(a=scores / "first", b=scores / "second"))
+    assert [row.tied for row in report.rows] == [8, 8]
+    with pytest.raises(UserError, match="two evaluations of gsm8k avg@3"):
+        ab.compare(ab.CompareRequest(a=scores, b=scores / "second"))
 
 
 def test_wrong_requests_are_refused_before_anything_is_opened(tmp_path: Path) -> None:

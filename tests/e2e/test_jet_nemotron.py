@@ -72,14 +72,21 @@ def test_restore_returns_the_full_softmax_layers_and_leaves_the_windows(folder: 
     assert all(torch.equal(new[name], base[name]) for name in changed)
 
 
-def test_check_shares_prefixes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def prompts(folder: Path) -> Path:
     write_haystack(folder / "essays.json")
-    prompts = ["niah", "build", "--tokenizer", str(folder / "base"), "--lengths", "1024"]
-    assert main([*prompts, "--samples", "4", "--tasks", "niah_single_2", "--haystack",
+    command = ["niah", "build", "--tokenizer", str(folder / "base"), "--lengths", "1024"]
+    assert main([*command, "--samples", "4", "--tasks", "niah_single_2", "--haystack",
                  str(folder / "essays.json"), "--out", str(folder / "prompts")]) == 0  # fmt: skip
+    return folder / "prompts"
+
+
+def test_check_shares_prefixes(
+    folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = folder / "check"
     command = ["check", "--pre", str(folder / "base"), "--post", str(folder / "sft"), "--prompts",
-               str(folder / "prompts"), "--lengths", "1024", "--tasks", "niah_single_2",
+               str(prompts), "--lengths", "1024", "--tasks", "niah_single_2",
                "--samples", "4", "--work", str(report)]  # fmt: skip
     assert main(command) in (0, 3)
     printed = capsys.readouterr()
@@ -96,3 +103,35 @@ def test_generate_answers_a_benchmark(folder: Path) -> None:
     assert main([*command, "--data", str(problems), "--out", str(out), *few]) == 0
     answers = [line for path in out.glob("*.jsonl") for line in path.read_text().splitlines()]
     assert len(answers) == 3
+
+
+def test_niah_is_evaluated(folder: Path, prompts: Path) -> None:
+    out = folder / "niah"
+    command = ["eval", "niah", "--checkpoint", str(folder / "sft"), "--prompts", str(prompts)]
+    choice = ["--lengths", "1024", "--tasks", "niah_single_2", "--samples", "2"]
+    assert main([*command, *choice, "--max-new-tokens", "4", "--out", str(out)]) == 0
+    cell = json.loads((out / "niah_single_2@1024/cell.json").read_text())
+    assert cell["n"] == 2
+
+
+def test_layers_are_ranked(folder: Path) -> None:
+    data, out = folder / "retrieval", folder / "ranking.json"
+    data.mkdir()
+    rows = [{"text": f" Town {i}: its gate is ", "value": "red"} for i in range(2)]
+    (data / "swde.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["rank-layers", "--checkpoint", str(folder / "sft"), "--data", str(data)]
+    assert main([*command, "--tasks", "swde", "--out", str(out)]) == 0
+    ranked = {entry["layer"] for entry in json.loads(out.read_text())["layers"]}
+    kinds = JET_PICO["layer_types"]
+    assert ranked == {i for i, kind in enumerate(kinds) if kind == "attn"}
+
+
+def test_attention_and_gradients_are_analyzed(folder: Path, prompts: Path) -> None:
+    given = ["--checkpoint", f"pre={folder / 'base'}", "--checkpoint", f"post={folder / 'sft'}"]
+    distance = ["analyze", "distance", *given, "--prompts", str(prompts), "--length", "1024"]
+    assert main([*distance, "--samples", "2", "--out", str(folder / "distance")]) == 0
+    gradients = ["analyze", "gradients", "--checkpoint", str(folder / "sft"), "--tokens", "150"]
+    data = ["--data", f"chains={folder / 'data'}", "--samples", "2"]
+    assert main([*gradients, *data, "--out", str(folder / "gradients")]) == 0
+    for name in ("distance", "gradients"):
+        assert verify_manifest(folder / name) == []

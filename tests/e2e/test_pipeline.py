@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from amnesia_bench.cli.main import main
 from amnesia_bench.costs.work import Writing
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.pipeline.bookkeeping import LOG, StageState, read_failure, state_of
@@ -40,15 +39,6 @@ from tests.support.pipelines import (
     starts,
     wait_until,
 )
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in which the small graph was run by one driver, at a path that shells dislike."""
-    store = tmp_path_factory.mktemp("made") / "a {store} of 'ü' \"$x\""
-    outcome = run_graph(store, small_graph())
-    assert (outcome.cached, outcome.done) == (0, 3)
-    return store
 
 
 @pytest.fixture
@@ -91,8 +81,9 @@ def test_two_drivers_at_once_run_each_stage_once(tmp_path: Path) -> None:
 def test_a_killed_driver_is_followed_by_one_that_finishes(tmp_path: Path) -> None:
     store = tmp_path / "store"
     first = small_driver(store)
-    while len(finished(store)) < 1:
-        assert first.poll() is None
+    # Looking without a pause would take a core from the driver.
+    wait_until(lambda: bool(finished(store)) or first.poll() is not None, seconds=240)
+    assert first.poll() is None
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     before = finished(store)
@@ -182,15 +173,6 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "No space left" in done.stderr or "no space left" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_a_store_that_is_a_file_is_one_message(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "store").write_text("")
-    code = main(["run", "experiment=table1", "profile=smoke", f"--store={tmp_path / 'store'}"])
-    assert code == 2
-    assert "is not a folder" in capsys.readouterr().err
 
 
 def unreadable(store: Path) -> StageSpec:

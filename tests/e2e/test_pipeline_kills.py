@@ -1,5 +1,5 @@
-"""kill -9 of the driver and all it started at random points: the same command finishes, and the
-cells are those of a run that nobody disturbed."""
+"""kill -9 of the driver and all it started at random points, with evaluations in parts: the same
+command finishes, and the cells are those of a run that nobody disturbed, without parts."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import pytest
 from tests.support.pipelines import driver, finished, processes_of
 
 EXPERIMENT = ("experiment=table1", "profile=smoke")
+PARTS = "profile.max_hours_per_evaluation=1e-9"  # a part for each prompt and each problem
 KILLS = 12
 
 
@@ -45,7 +46,7 @@ def test_the_cells_of_a_run_that_was_killed_many_times_are_those_of_one_that_was
 
     rng = random.Random(7)
     kills, before = 0, dict[str, str]()
-    running = driver(wild, *EXPERIMENT)
+    running = driver(wild, *EXPERIMENT, PARTS)
     while True:
         time.sleep(rng.uniform(0.5, 6))
         if running.poll() is not None and kills >= KILLS:
@@ -58,11 +59,11 @@ def test_the_cells_of_a_run_that_was_killed_many_times_are_those_of_one_that_was
             kills += 1
         if running.poll() is not None:
             running.communicate()
-            running = driver(wild, *EXPERIMENT)
+            running = driver(wild, *EXPERIMENT, PARTS)
         if len(before) >= len(finished(calm)) and kills < KILLS:
             pytest.fail(f"all was done after {kills} kills: kill faster")
     running.communicate()
-    last = driver(wild, *EXPERIMENT)
+    last = driver(wild, *EXPERIMENT, PARTS)
     said, _ = last.communicate(timeout=900)
     assert last.returncode == 0, said
     assert finished(wild).items() >= before.items(), "a stage was done twice"

@@ -29,15 +29,8 @@ from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import MANIFEST, stage_path
 from tests.support.pipelines import finished, small_driver, small_graph, starts
 
+pytestmark = pytest.mark.usefixtures("shared_server")
 TOKENIZER, *DATA = small_graph()
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in which the small graph was run."""
-    store = tmp_path_factory.mktemp("made") / "store"
-    assert run_graph(store, small_graph()) == StageCounts(cached=0, done=3)
-    return store
 
 
 @pytest.fixture

@@ -217,11 +217,76 @@ def test_seeds_are_pooled_and_each_is_told(tmp_path: Path) -> None:
     assert cell["n"] == 60
     assert set(cell["by_seed"]) == {"0", "1", "2"}
     assert cell["value"] == pytest.approx(sum(cell["by_seed"].values()) / 3)
-    assert cell["interval"]["method"] == "wilson"
+    assert cell["interval"]["method"] == "bootstrap over seeds and prompts"
     restored = next(
         c for c in data if (c["method"], c["column"]) == ("restored", "niah_single_3@4096")
     )
-    assert restored["against_post"]["n"] == 60
+    assert (restored["against_post"]["n"], restored["against_post"]["seeds"]) == (60, 3)
+    text = (tmp_path / "out" / "table1.md").read_text()
+    assert (
+        "With 3 seeds, nothing can be significant at 5 % (the smallest possible p is 0.25)" in text
+    )
+    assert "(the smallest p that 3 seeds can give is 0.25)" in text
+    assert "**holds**" not in text
+    assert "n = 60 (3 seeds x the same 20 prompts)" in text
+
+
+def test_the_report_says_how_well_a_fine_tune_was_learned_and_what_all_cost(tmp_path: Path) -> None:
+    labelled = []
+    for seed, ends in ((0, 0.1), (1, 0.3)):
+        trained = tmp_path / f"sft{seed}"
+        # 20 steps, of which the last two are the last tenth.
+        steps = [{"step": i + 1, "loss": ends if i >= 18 else 5.0} for i in range(20)]
+        publish(trained, {"metrics.jsonl": steps}, kind="trained")
+        folder = write_recall(tmp_path / f"post{seed}", "post", forgetful("post"), samples=5)
+        cells = json.loads((folder / "cells.json").read_text())
+        for cell in cells:
+            cell["parents"].append({"role": "model", "location": str(trained), "identity": "x"})
+        publish(tmp_path / f"measured{seed}", {"cells.json": cells})
+        labelled.append(f"tiny/post/{seed}={tmp_path / f'measured{seed}'}")
+    assert report(tmp_path / "out", labelled) == 0
+    note = "tiny post 0.200 (0.100 to 0.300 in 2 seeds)"
+    assert note in (tmp_path / "out" / "table1.md").read_text()
+    overview = (tmp_path / "out" / "report.md").read_text()
+    assert note in overview
+    assert "Cost: 4 artifacts, which took" in overview
+    (tmp_path / "sft1" / "metrics.jsonl").write_text("{}")
+    assert report(tmp_path / "out", labelled) == 2
+
+
+def test_six_seeds_of_several_stores_show_what_all_of_them_show(tmp_path: Path) -> None:
+    labelled = []
+    for seed in range(6):
+        for method in METHODS:
+            folder = tmp_path / f"store{seed % 2}" / f"{method}{seed}"
+            write_recall(folder, method, forgetful(method), samples=20, seed=seed)
+            labelled.append(f"tiny/{method}/{seed}={folder}")
+    assert report(tmp_path / "out", labelled) == 0
+    data = json.loads((tmp_path / "out" / "table1.json").read_text())["claims"]
+    loss = next(claim for claim in data if claim["id"] == "cot-sft-loses-recall")
+    assert loss["verdict"] == "holds"
+    assert [condition["p_value"] for condition in loss["conditions"]] == [2 / 2**6] * 2
+    (aim,) = (claim for claim in data if claim["aim"] and "20 points" in claim["text"])
+    (condition,) = aim["conditions"]
+    # The test is against the bound of the claim, not against 0.
+    assert condition["p_value"] == 2 / 2**6
+    assert all(value > 0.2 for value in condition["by_seed"].values())
+
+
+def test_with_several_seeds_a_value_alone_is_not_enough(tmp_path: Path) -> None:
+    labelled = []
+    for seed in range(6):
+        for method in ("pre", "post"):
+            # One of six seeds loses nothing: the test over seeds is then not significant.
+            accuracy = forgetful("pre" if seed == 3 else method)
+            folder = write_recall(tmp_path / f"{method}{seed}", method, accuracy, seed=seed)
+            labelled.append(f"tiny/{method}/{seed}={folder}")
+    assert report(tmp_path / "out", labelled) == 0
+    data = json.loads((tmp_path / "out" / "table1.json").read_text())["claims"]
+    loss = next(claim for claim in data if claim["id"] == "cot-sft-loses-recall")
+    assert loss["verdict"] == "not shown"
+    assert all(condition["estimate"] > 0.3 for condition in loss["conditions"])
+    assert all(condition["p_value"] == 4 / 2**6 for condition in loss["conditions"])
 
 
 def test_a_flexible_score_does_not_take_the_place_of_a_strict_one(tmp_path: Path) -> None:

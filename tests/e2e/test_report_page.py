@@ -90,7 +90,10 @@ def test_a_row_is_tested_against_its_own_fine_tune_on_prompts_that_seeds_share(
     assert (restored["against_post"]["n"], restored["against_post"]["prompts"]) == (24, 12)
     assert after["against_post"] is None
     text = (written / "tiny_controls.md").read_text()
-    assert "NIAH-Single-3: n = 24 (12 prompts); Problems: n = 80 (40 prompts) x 4 answers" in text
+    assert (
+        "NIAH-Single-3: n = 24 (2 seeds x the same 12 prompts); "
+        "Problems: n = 80 (2 seeds x the same 40 prompts) x 4 answers" in text
+    )
     assert "seeds 100, 101" in text
 
 
@@ -110,7 +113,8 @@ def test_claims_tell_seeds_apart_and_what_the_paper_shows(written: Path) -> None
         for cell in json.loads((written / "tiny_table1.json").read_text())["table"]["cells"]
     )
     assert (
-        ", 2 of 2 seeds, n = 24 (12 prompts), paired; by seed 100 +"
+        ", 2 of 2 seeds, p = 0.5, n = 24 (2 seeds x the same 12 prompts), paired "
+        "(the smallest p that 2 seeds can give is 0.5); by seed 100 +"
         in (written / "tiny_table1.md").read_text()
     )
 

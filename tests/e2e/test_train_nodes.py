@@ -72,7 +72,7 @@ slow = pytest.mark.slow
         ((2,), (2,)),
         ((2, 2), (2, 2)),
         pytest.param((4,), (4,), marks=slow),
-        pytest.param((1, 1), (2, 1), marks=slow),
+        pytest.param((1, 1), (2,), marks=slow),  # one process per node: one copy,
     ],
 )
 def test_processes_and_nodes_with_the_fused_optimizer_equal_one_process(

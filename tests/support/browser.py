@@ -28,11 +28,12 @@ CHROMIUM = next(
 
 @dataclass
 class Visit:
-    """What a page asked for beside itself, what its console said, how wide it is, how it looks."""
+    """What a page asked for beside itself, what its console said, and how it looks."""
 
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     width: int = 0
+    text: str = ""
     png: bytes = b""
 
 
@@ -55,6 +56,14 @@ class _Browser:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
             self.events.append(answer)
+
+    def evaluate(self, session: str, expression: str) -> Any:
+        answer = self.call("Runtime.evaluate", session, expression=expression)
+        return answer["result"]["value"]
+
+    def check_time(self, what: str) -> None:
+        if time.monotonic() > self._until:
+            raise TimeoutError(what)
 
     def wait_for(self, method: str) -> None:
         while not any(event.get("method") == method for event in self.events):
@@ -98,9 +107,20 @@ def _chromium(profile: Path) -> Iterator[_Browser]:
         started.wait()
 
 
-def visit(page: Path, profile: Path, *, width: int = 1280, height: int = 800) -> Visit:
-    """Open a page in a window of this size; the picture is of the whole page."""
+def visit(
+    page: Path | str,
+    profile: Path,
+    *,
+    until: tuple[str, ...] = (),
+    width: int = 1280,
+    height: int = 800,
+) -> Visit:
+    """Open a file or URL in a window of this size, and wait until it shows all texts of `until`.
+
+    The picture is of the whole page.
+    """
     seen = Visit()
+    url = page if isinstance(page, str) else page.as_uri()
     with _chromium(profile) as browser:
         target = browser.call("Target.createTarget", url="about:blank")["targetId"]
         attached = browser.call("Target.attachToTarget", targetId=target, flatten=True)
@@ -109,12 +129,14 @@ def visit(page: Path, profile: Path, *, width: int = 1280, height: int = 800) ->
             browser.call(f"{domain}.enable", session)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         browser.call("Emulation.setDeviceMetricsOverride", session, **size)
-        browser.call("Page.navigate", session, url=page.as_uri())
+        browser.call("Page.navigate", session, url=url)
         browser.wait_for("Page.loadEventFired")
-        measured = browser.call(
-            "Runtime.evaluate", session, expression="document.documentElement.scrollWidth"
-        )
-        seen.width = measured["result"]["value"]
+        seen.text = browser.evaluate(session, "document.body.innerText")
+        while not all(text in seen.text for text in until):
+            time.sleep(0.2)
+            browser.check_time(f"{url} does not show {until}, but: {seen.text[-2000:]}")
+            seen.text = browser.evaluate(session, "document.body.innerText")
+        seen.width = browser.evaluate(session, "document.documentElement.scrollWidth")
         shot = browser.call("Page.captureScreenshot", session, captureBeyondViewport=True)
         seen.png = base64.b64decode(shot["data"])
         for event in browser.events:
@@ -127,6 +149,6 @@ def visit(page: Path, profile: Path, *, width: int = 1280, height: int = 800) ->
                 case "Runtime.consoleAPICalled" | "Runtime.exceptionThrown":
                     seen.complaints.append(json.dumps(params))
     seen.requests = [
-        url for url in seen.requests if url != page.as_uri() and not url.startswith("data:")
+        other for other in seen.requests if other != url and not other.startswith("data:")
     ]
     return seen

@@ -11,30 +11,63 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 COMMIT = "c" * 40
 
 
 class FakeHub:
-    """One repository at one commit.
+    """A model's repository and any number of data sets', all at one commit.
 
-    `refusals` maps a path's beginning to (status, error code); `before` is called with the name of
-    each file that is asked for, and `fetched` lists those that were sent.
+    `datasets` maps the other repositories to their files. `refusals` maps a path's beginning to
+    (status, error code); `before` is called with the name of each file that is asked for, and
+    `fetched` lists those that were sent.
     """
 
     def __init__(self, repository: str, files: dict[str, bytes]) -> None:
         self.repository = repository
         self.files = files
+        self.datasets: dict[str, dict[str, bytes]] = {}
+        self.gated = False
+        self.commit = COMMIT
         self.refusals: dict[str, tuple[int, str]] = {}
         self.before: Callable[[str], None] | None = None
         self.fetched: list[str] = []
         self.url = ""
 
-    def info(self) -> dict[str, Any]:
+    def info(self, files: dict[str, bytes] | None = None) -> dict[str, Any]:
+        files = self.files if files is None else files
         return {
             "id": self.repository,
-            "sha": COMMIT,
-            "siblings": [self._sibling(name, data) for name, data in self.files.items()],
+            "sha": self.commit,
+            "gated": self.gated,
+            "cardData": {"license": "mit"},
+            "siblings": [self._sibling(name, data) for name, data in files.items()],
         }
+
+    def found(self, path: str) -> tuple[dict[str, bytes], str, str] | None:
+        """Return the files of the repository in a path, what is asked about it, and the rest."""
+        for repository, files in ((self.repository, self.files), *self.datasets.items()):
+            kind = "models" if files is self.files else "datasets"
+            if path.startswith(f"/api/{kind}/{repository}"):
+                return files, "api", path.removeprefix(f"/api/{kind}/{repository}")
+            start = f"{'' if kind == 'models' else '/datasets'}/{repository}/resolve/"
+            if path.startswith(start):
+                return files, "file", path.removeprefix(start).partition("/")[2]
+        return None
+
+    def tree(self, files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:
+        """Return the entries of a folder, "" for the top, as the hub lists them."""
+        inside = [name for name in files if name.startswith(f"{folder}/" if folder else "")]
+        depth = folder.count("/") + 1 if folder else 0
+        entries = []
+        for path in dict.fromkeys("/".join(name.split("/")[: depth + 1]) for name in inside):
+            if path in files:
+                oid = self._sibling(path, files[path])["blobId"]
+                entries.append({"type": "file", "path": path, "size": len(files[path]), "oid": oid})
+            else:
+                entries.append({"type": "directory", "path": path, "size": 0, "oid": "0" * 40})
+        return entries
 
     def send(self, name: str) -> None:
         if self.before is not None:
@@ -64,25 +97,31 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         hub, path = self.hub, unquote(urlsplit(self.path).path)
-        prefix = f"/{hub.repository}/resolve/{COMMIT}/"
-        name = path.removeprefix(prefix)
+        found = hub.found(path)
         refused = [hub.refusals[start] for start in hub.refusals if path.startswith(start)]
         if refused:
             status, code = refused[0]
             self._send(status, b"", {"X-Error-Code": code}, body=body)
-        elif path.startswith(f"/api/models/{hub.repository}"):
-            self._send(200, json.dumps(hub.info()).encode(), {}, body=body)
-        elif name not in hub.files:
+        elif found is None:
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, body=body)
+        elif found[1] == "api":
+            files, _, rest = found
+            answer: Any = hub.info(files)
+            if rest.startswith("/tree/"):
+                answer = hub.tree(files, rest.split("/", 3)[3] if rest.count("/") > 2 else "")
+            self._send(200, json.dumps(answer).encode(), {}, body=body)
+        elif found[2] not in found[0]:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, body=body)
         else:
+            files, _, name = found
             if body:
                 hub.send(name)
-            etag = hashlib.sha256(hub.files[name]).hexdigest()
-            self._send(200, hub.files[name], {"ETag": f'"{etag}"'}, body=body)
+            etag = hashlib.sha256(files[name]).hexdigest()
+            self._send(200, files[name], {"ETag": f'"{etag}"'}, body=body)
 
     def _send(self, status: int, data: bytes, headers: dict[str, str], *, body: bool) -> None:
         self.send_response(status)
-        for key, value in {"X-Repo-Commit": COMMIT, **headers}.items():
+        for key, value in {"X-Repo-Commit": self.hub.commit, **headers}.items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -104,3 +143,18 @@ def serving(hub: FakeHub) -> Iterator[FakeHub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def asked_by_libraries(hub: FakeHub, patch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """Answer, and have huggingface_hub and datasets ask this hub in this process."""
+    import datasets
+    import huggingface_hub.constants as constants
+
+    with serving(hub), patch.context() as context:
+        context.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        context.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        context.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+        context.setenv("HF_ENDPOINT", hub.url)  # for processes that tests start
+        yield hub

@@ -39,8 +39,8 @@ class FakePromptSet:
     def tokens(self, i: int) -> NDArray[np.int32]:
         return np.array([self.context_tokens, i], np.int32)
 
-    def value(self, i: int) -> str:
-        return f"v{i}."
+    def values(self, i: int) -> tuple[str, ...]:
+        return (f"v{i}.",)
 
     def depth_percent(self, i: int) -> float:
         return 100 * (i % 40) / 39

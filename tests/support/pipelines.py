@@ -124,4 +124,4 @@ def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"did not come true in {seconds:.0f} s"
-        time.sleep(0.01)
+        time.sleep(0.05)

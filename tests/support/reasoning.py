@@ -10,18 +10,19 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from amnesia_bench.comparison.comparing import compare
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.load import load_option
 from amnesia_bench.inference.generation import GENERATIONS, RUN, read_run_record
 from amnesia_bench.inference.protocol import Engine, PromptRequest
-from amnesia_bench.reasoning.answering import AnswerPlan, answer_problems, window_of
-from amnesia_bench.reasoning.compare import compare
-from amnesia_bench.reasoning.documents import task_documents
+from amnesia_bench.reasoning.answering import AnswerPlan, answer_problems
+from amnesia_bench.reasoning.documents import task_documents, window_of
 from amnesia_bench.reasoning.score import Scored, score
 from amnesia_bench.reasoning.tasks import task_named
+from amnesia_bench.records.comparison import MetricComparison
 from amnesia_bench.records.evaluation import Generation
-from amnesia_bench.records.reasoning import Difference
-from amnesia_bench.requests.reasoning import CompareRequest, ScoreRequest
+from amnesia_bench.requests.comparison import CompareRequest
+from amnesia_bench.requests.reasoning import ScoreRequest
 from amnesia_bench.store.sealed_json import unseal
 from amnesia_bench.tokenizers.chat_format import prompt_format
 from tests.support import lcb
@@ -126,9 +127,7 @@ def run_task(
         byte_tokenizer(template),
         config_of(task, *overrides),
     )
-    layout = prompt_format(
-        tokenizer, use_template=config.chat_template, template=None, think=config.think
-    )
+    layout = prompt_format(tokenizer, chat=config.chat_template, template=None, think=config.think)
     plan = AnswerPlan(
         model="fake", method="+SFT", checkpoint="sha256:0", config=config, layout=layout
     )
@@ -141,6 +140,6 @@ def score_answers(folder: Path, scorer: str | None = None, **fields: Any) -> Sco
     return score(ScoreRequest(answers=folder, scorer=scorer, **fields))
 
 
-def compare_answers(first: Path, second: Path) -> tuple[Difference, ...]:
+def compare_answers(first: Path, second: Path) -> tuple[MetricComparison, ...]:
     """Compare two folders of scored answers."""
-    return compare(CompareRequest(first=first, second=second))
+    return compare(CompareRequest(a=first, b=second)).rows

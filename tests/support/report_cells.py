@@ -73,7 +73,8 @@ def write_recall(
             answers = [recall_sample(each, tested, prompts) for each in engine.generate(requests)]
             cells.append(
                 recall_cell(
-                    recall_of([each.outcome for each in answers]),
+                    recall_of([each.outcome for each in answers], [each.score for each in answers]),
+                    [each.score for each in answers],
                     tested,
                     prompts,
                     {"engine": "planted"},
@@ -125,7 +126,13 @@ def write_scores(
     return folder
 
 
-def publish(folder: Path, files: dict[str, Sequence[object]], *, dirty: bool = False) -> Path:
+def publish(
+    folder: Path,
+    files: dict[str, Sequence[object]],
+    *,
+    dirty: bool = False,
+    kind: str = "test",
+) -> Path:
     """Publish records as an artifact, from a clean tree unless said otherwise."""
     provenance = replace(collect_provenance(["amnesia", "test"], {}), commit="0" * 40, dirty=dirty)
     with publishing(folder) as work:
@@ -134,7 +141,7 @@ def publish(folder: Path, files: dict[str, Sequence[object]], *, dirty: bool = F
             lines = "".join(json.dumps(each) + "\n" for each in plain)
             text = json.dumps(plain) if name.endswith(".json") else lines
             (work.folder / name).write_text(text)
-        work.finish("test", (), provenance)
+        work.finish(kind, (), provenance)
     return folder
 
 
@@ -172,6 +179,18 @@ TINY_ROWS = {
     "restored@tiny_instruct_short": (0.58, 0.02),
     "post@tiny_instruct_long": (0.88, 0.02),
     "restored@tiny_instruct_long": (0.89, 0.02),
+    "wise_ft@tiny_cot": (0.60, 0.45),
+    "lm_cocktail@tiny_cot": (0.61, 0.44),
+    "step_back@tiny_cot": (0.50, 0.60),
+    "ties@tiny_cot": (0.70, 0.30),
+    "dare@tiny_cot": (0.25, 0.35),
+    "layer_fisher@tiny_cot": (0.58, 0.46),
+    "qk_blend@tiny_cot": (0.52, 0.78),
+    "qk_lm_cocktail@tiny_cot": (0.53, 0.78),
+    "qk_step_back@tiny_cot": (0.45, 0.79),
+    "qk_ties@tiny_cot": (0.60, 0.77),
+    "qk_dare@tiny_cot": (0.20, 0.70),
+    "qk_layer_fisher@tiny_cot": (0.51, 0.78),
 }
 
 

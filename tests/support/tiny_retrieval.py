@@ -59,9 +59,9 @@ class LookupPromptSet:
         pairs = np.stack([keys + FIRST_KEY, values + FIRST_VALUE], axis=-1).ravel()
         return np.array([*pairs, WORDS.index("?"), keys[asked] + FIRST_KEY], np.int32)
 
-    def value(self, i: int) -> str:
+    def values(self, i: int) -> tuple[str, ...]:
         _, values, asked = self._drawn(i)
-        return WORDS[FIRST_VALUE + values[asked]]
+        return (WORDS[FIRST_VALUE + values[asked]],)
 
     def depth_percent(self, i: int) -> float:
         return 100 * self._drawn(i)[2] / (self.pairs - 1)

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,7 +248,9 @@ class Started:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self._logs = [job.out.with_name(f"{job.out.name}.log{rank}") for rank in range(size)]
+        # A folder for each start: two runs at once would overwrite each other's lines.
+        logs = Path(tempfile.mkdtemp(prefix=f"{job.out.name}.logs.", dir=job.out.parent))
+        self._logs = [logs / f"rank-{rank}" for rank in range(size)]
         self.processes = [
             context.Process(target=target, args=(job, rank, size, port, self._logs[rank]))
             for rank in range(size)

@@ -189,6 +189,24 @@ def test_a_signal_after_the_folder_was_published_is_no_failure(
     assert f"but {out} was complete already" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["export", "--format", "lm-eval", "", "--out", "x"], "lm-eval"),
+        (["plan", "experiment=table1", "--why", ""], "--why"),
+        (["run", "experiment=table1", "--store", ""], "--store"),
+        (["run", "experiment=table1", "--store="], "--store"),
+        (["logs", ""], "logs"),
+        (["restore", "--pre", "", "--post", "b", "--out", "c"], "--pre"),
+    ],
+)
+def test_an_empty_word_does_not_mean_the_working_directory(
+    words: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == ExitCode.USER_ERROR
+    assert f"the argument after {option} is empty\nIs a variable" in capsys.readouterr().err
+
+
 def test_the_way_to_a_traceback_is_told() -> None:
     assert "AMNESIA_DEBUG=1" in cli.EXIT_CODES
 

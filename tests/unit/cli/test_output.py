@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amnesia_bench.cli.main import main
-from amnesia_bench.cli.output import counted
-from amnesia_bench.printable import LONGEST_LINE, message, printable
+from amnesia_bench.printable import LONGEST_LINE, counted, message, printable
 from tests.support.checkpoints import drifted, random_model, save
 
 HOSTILE = ["\x1b[2J\x1b]0;pwned\x07x", "\x9b2Jx", "\u202egnp.exe", "[red]x[/red]", "a\r\x08b"]

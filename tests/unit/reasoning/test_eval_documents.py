@@ -111,7 +111,7 @@ def test_the_hub_is_asked_for_the_pinned_revision_and_its_size_is_checked(
         return [{"question": "a", "answer": "#### 1"}] * 1318
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(UserError, match="has 1318 problems, expected 1319"):
+    with pytest.raises(UserError, match="has 1,318 problems, expected 1,319"):
         load_documents(GSM8K, None, None)
     assert asked == {
         "name": "openai/gsm8k",

@@ -1,4 +1,4 @@
-"""Avg@k, Maj@k, pass@k, their errors and paired tests, against calculations made another way."""
+"""Avg@k, Maj@k, pass@k, and their errors, against calculations made another way."""
 
 import itertools
 import math
@@ -9,19 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amnesia_bench.errors import UserError
 from amnesia_bench.reasoning.problem_statistics import (
     average,
-    bootstrap,
-    difference,
-    differences,
     majority,
     majority_expected,
     mean_estimate,
     pass_at,
 )
-from amnesia_bench.records.reasoning import ProblemValues
-from amnesia_bench.statistics import mcnemar_exact, sign_flip_p_value, wilson
+from amnesia_bench.statistics.intervals import wilson
+from amnesia_bench.statistics.resampling import bootstrap
 
 RIGHT = 0  # the class that is right in generated votes
 CLASSES = st.none() | st.integers(0, 4)
@@ -148,56 +144,3 @@ def test_the_bootstrap_covers_as_often_as_it_says() -> None:
         covered += interval.low <= 0.5 <= interval.high
     # Binomial(100, 0.95): below 87 once in a thousand.
     assert covered >= 87
-
-
-# -- two methods -----------------------------------------------------------------------------
-
-
-def by_enumeration(steps: Sequence[int]) -> float:
-    observed = abs(sum(steps))
-    sums = [
-        sum(sign * step for sign, step in zip(signs, steps, strict=True))
-        for signs in itertools.product((1, -1), repeat=len(steps))
-    ]
-    return sum(abs(each) >= observed for each in sums) / len(sums)
-
-
-PAIRS = st.lists(st.tuples(st.integers(0, 16), st.integers(0, 16)), min_size=1, max_size=9)
-
-
-@given(PAIRS)
-@settings(deadline=None)
-def test_the_sign_flip_test_counts_every_pattern_of_signs(pairs: list[tuple[int, int]]) -> None:
-    first, second = ([pair[i] / 16 for pair in pairs] for i in range(2))
-    expected = by_enumeration([a - b for a, b in pairs])
-    assert sign_flip_p_value(first, second, 16) == pytest.approx(expected)
-    assert sign_flip_p_value(second, first, 16) == pytest.approx(expected)
-
-
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 20))
-@settings(deadline=None)
-def test_of_right_and_wrong_it_is_mcnemars_exact_test(ahead: int, behind: int, same: int) -> None:
-    first = [1.0] * ahead + [0.0] * behind + [1.0] * same
-    second = [0.0] * ahead + [1.0] * behind + [1.0] * same
-    if first:
-        assert sign_flip_p_value(first, second, 1) == pytest.approx(mcnemar_exact(ahead, behind))
-
-
-def test_it_is_exact_for_as_many_problems_as_a_benchmark_has() -> None:
-    generator = np.random.default_rng(0)
-    first, second = generator.integers(0, 17, size=(2, 1319)) / 16
-    found = difference("avg@16", first.tolist(), second.tolist(), 16)
-    signs = generator.choice([-1, 1], size=(20_000, 1319))
-    sums = np.abs((signs * (first - second)).mean(axis=1))
-    drawn = (sums >= abs(found.difference) - 1e-12).mean()
-    assert found.p_value == pytest.approx(drawn, abs=0.02)
-    assert found.interval.low <= found.difference <= found.interval.high
-
-
-def test_other_problems_cannot_be_compared() -> None:
-    one = [ProblemValues(doc=i, values={"m": 1.0}) for i in (0, 1)]
-    other = [ProblemValues(doc=i, values={"m": 1.0}) for i in (1, 2)]
-    with pytest.raises(UserError, match="2 in the first, 2 in the second, 1 in both"):
-        differences(one, other, ["m"], 1)
-    (same,) = differences(one, one[::-1], ["m"], 1)
-    assert (same.difference, same.p_value) == (0.0, 1.0)
