@@ -10,7 +10,6 @@ from pathlib import Path
 from amnesia_bench.store.provenance import collect_provenance
 
 ROOT = Path(__file__).resolve().parents[1]
-KEPT = "<!-- `make bench` keeps what follows. -->\n"
 
 
 def main() -> None:
@@ -23,13 +22,17 @@ def main() -> None:
         ["bench_cli.py"],
         ["bench_modeling.py"],
         ["bench_check.py"],
+        ["bench_seed_intervals.py"],
+        ["bench_gate.py"],
         ["bench_niah.py"],
         ["bench_lm_eval.py"],
         ["bench_engines.py"],
+        ["bench_decoding.py"],
         ["bench_scoring.py"],
         ["bench_sandbox.py"],
         ["bench_train.py"],
         ["bench_roofline.py"],
+        ["bench_analysis.py"],
         ["bench_restore.py", "--folder", args.folder, *mergekit],
     ]
     data = Path(os.environ.get("AMNESIA_SHARED") or ROOT.parent / "shared") / "data"
@@ -49,14 +52,41 @@ def main() -> None:
         + ", ".join(f"{name} {version}" for name, version in made.packages.items())
         + ".\n"
     )
-    texts = [head]
+    texts = []
     for script, *arguments in sections:
         command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
         texts.append(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     path = ROOT / "docs" / "benchmarks.md"
-    # The sections after this line are written by hand, since they need other machines.
-    texts.append(KEPT + path.read_text().partition(KEPT)[2])
-    path.write_text("\n".join(texts))
+    path.write_text(updated(path.read_text(), head, "\n".join(texts)))
+
+
+def updated(old: str, head: str, measured: str) -> str:
+    """Return the page with new sections in place of those with the same headings.
+
+    Other sections are written by hand, for example because they need another machine, and stay
+    where they are. New sections are appended.
+    """
+    sections = _sections(old) | _sections(measured)
+    return "\n".join([head, *(text.strip("\n") + "\n" for text in sections.values() if text)])
+
+
+def _sections(page: str) -> dict[tuple[str, str], str]:
+    """Split a page at its headings of levels 2 and 3; return the texts by both headings.
+
+    The text before the first heading is left out.
+    """
+    texts: dict[tuple[str, str], str] = {}
+    key = ("", "")
+    in_code = False
+    for line in page.splitlines(keepends=True):
+        in_code ^= line.startswith("```")
+        if line.startswith("## ") and not in_code:
+            key = (line, "")
+        elif line.startswith("### ") and not in_code:
+            key = (key[0], line)
+        texts[key] = texts.get(key, "") + line
+    texts.pop(("", ""), None)
+    return texts
 
 
 if __name__ == "__main__":

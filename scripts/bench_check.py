@@ -18,7 +18,7 @@ from amnesia_bench.config.load import load_niah
 from amnesia_bench.recall.check import ERROR_RATE
 from amnesia_bench.recall.sequential import judge, looks
 from amnesia_bench.records.recall import CheckVerdict, Rule
-from amnesia_bench.statistics import PairedCounts
+from amnesia_bench.statistics.intervals import PairedCounts
 
 TRIALS = 2000
 SAMPLES = load_niah("check").samples

@@ -43,8 +43,10 @@ def cases() -> Iterator[tuple[str, list[str], int]]:
         if not name.startswith("tiny"):
             configs.setdefault(_without_data(ab.load_training(name)), name)
     for name in configs.values():
-        yield name, [], 8
+        yield name, [], 1 if name.startswith("one_gpu") else 8
     for name in configs.values():
+        if name.startswith("one_gpu"):
+            continue
         processes, overrides = LARGE[ab.load_training(name).train.objective]
         yield name, overrides, processes
 
@@ -100,8 +102,9 @@ def print_section() -> None:
         "estimate, without and with recomputation. Collectives of a micro-batch: number (GB).\n"
         "Sequences of SFT have four documents of equal length, since more than one exercises their "
         "boundaries\nand the lengths in the data are not known. Configs that differ only in their "
-        "data have one row. More\nthan 8 GPUs are nodes of 8, each with a copy of the model. The "
-        "batches of stages 1 and 2 cannot be\ndivided among 64 GPUs, so these run on 32.\n"
+        "data have one row; those\nof one_gpu run on one GPU. More than 8 GPUs are nodes of 8, "
+        "each with a copy of the model. The\nbatches of stages 1 and 2 cannot be divided among 64 "
+        "GPUs, so these run on 32.\n"
     )
     if lacking := [case for case in (case_key(*x) for x in cases()) if case not in runs]:
         print(f"Not run yet: {', '.join(lacking)}.\n")

@@ -22,6 +22,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from amnesia_bench.config.assumptions import DOCUMENTS_PER_SEQUENCE
 from amnesia_bench.config.load import load_model_file, load_training
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.costs.estimate import estimate_training
@@ -29,7 +30,6 @@ from amnesia_bench.costs.gpus import GPUS, KERNEL_RATES
 from amnesia_bench.costs.model_shape import named_shape
 from amnesia_bench.modeling import PackedRows, mixers
 from amnesia_bench.modeling.lightning_attention import lightning_attention
-from amnesia_bench.requests.training import DOCUMENTS_PER_SEQUENCE
 from amnesia_bench.training import objectives
 from amnesia_bench.training.batches import MicroBatch
 from amnesia_bench.training.dry_run.compiled_kernels import CompiledGraph, counted_compilation

@@ -65,7 +65,7 @@ def decode(setup: Setup, values: Values) -> None:
 
 
 def _engine(setup: Setup) -> Any:
-    options = EngineOptions(device=setup.device, max_batch_tokens=64 * 16_384)
+    options = EngineOptions(device=setup.device)
     return TransformersEngine(setup.model(), setup.tokenizer(), options)
 
 
