@@ -14,7 +14,7 @@ class ExitCode(IntEnum):
 
     DONE = 0
     USER_ERROR = 2
-    RECALL_REGRESSION = 3
+    REGRESSION = 3
     STAGE_FAILED = 4
     BUSY = 5
     ENVIRONMENT = 6

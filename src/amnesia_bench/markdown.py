@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # Characters that could start HTML, a link, an image, code or a table cell. Emphasis marks are
 # harmless, so they are not escaped.
@@ -31,6 +32,15 @@ def block(text: str, language: str) -> list[str]:
     """Return a text as the lines of a fenced code block; the text may contain such fences."""
     fence = _fence(text, shortest=3)
     return [f"{fence}{language}", text, fence]
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    """Return the lines of a Markdown table whose first `left` columns are aligned to the left.
+
+    Cells are written as they are; escape those with names of other people's choice.
+    """
+    rule = ["---" if i < left else "--:" for i in range(len(heads))]
+    return [f"| {' | '.join(row)} |" for row in (heads, rule, *rows)]
 
 
 def _fence(text: str, *, shortest: int) -> str:

@@ -37,3 +37,8 @@ def _is_control(character: str) -> bool:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number followed by its noun in singular or plural: "1 shard" or "2 shards"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -31,6 +31,17 @@ class Ordered:
 ORDERED = Ordered()
 
 
+class Later:
+    """Type of the mark for fields that were added later: `Annotated[Path | None, LATER]`.
+
+    Such a field is part of the key only if it differs from its default, so that the keys from
+    before it was added stay the same.
+    """
+
+
+LATER = Later()
+
+
 def cache_key(value: Any) -> Any:
     """Return the fields that affect results, as JSON values; `value` is a config or part of one."""
     if isinstance(value, BaseModel):
@@ -38,7 +49,7 @@ def cache_key(value: Any) -> Any:
         return {
             name: _ordered(getattr(value, name), field)
             for name, field in fields.items()
-            if NEUTRAL not in field.metadata
+            if NEUTRAL not in field.metadata and not _is_unused(getattr(value, name), field)
         }
     if isinstance(value, Mapping):
         return {str(key): cache_key(item) for key, item in value.items()}
@@ -47,6 +58,10 @@ def cache_key(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return value.as_posix() if isinstance(value, Path) else value
+
+
+def _is_unused(value: Any, field: FieldInfo) -> bool:
+    return LATER in field.metadata and bool(value == field.default)
 
 
 def _ordered(value: Any, field: FieldInfo) -> Any:

@@ -15,9 +15,17 @@ Word = Annotated[str, Field(min_length=1, pattern=r"^[^\n]*$")]
 
 
 class LocalCluster(Frozen):
-    """This machine, alone or together with others that share the store."""
+    """This machine, alone or together with others that share the store.
+
+    Attributes:
+        gpu: the model of the GPUs, from which run times are estimated.
+        vllm_python: path of the Python that runs stages with vLLM, which needs an environment of
+            its own; None is the Python of this process.
+    """
 
     kind: Literal["local"]
+    gpu: GpuName = "h100"
+    vllm_python: Word | None = None
 
 
 class SlurmCluster(Frozen):
@@ -32,9 +40,11 @@ class SlurmCluster(Frozen):
         time_margin: factor on the estimated run time of a job.
         save_seconds: how long before its time limit a job is told to save its state and stop. It
             should be at least twice the time of a save, since SLURM may be a minute late.
-        max_requeues: how often a job that has reached its time limit is requeued.
+        max_restarts: how often in a row a job may be restarted, after its time limit, preemption or
+            the failure of a node, without having saved more of its work.
         poll_seconds: seconds between two looks at the queue.
         python: path of the Python that runs the stages; None is the Python of this process.
+        vllm_python: path of the Python that runs stages with vLLM; None is that of other stages.
         container: the words before it that run it in a container; jobs requeue themselves and start
             other nodes from outside of the container, where SLURM's commands exist.
         setup: shell lines at the start of each job.
@@ -54,9 +64,10 @@ class SlurmCluster(Frozen):
     time_limit_hours: PositiveFloat
     time_margin: Annotated[float, Field(ge=1)]
     save_seconds: PositiveInt
-    max_requeues: NonNegativeInt
+    max_restarts: NonNegativeInt
     poll_seconds: PositiveFloat
     python: Word | None
+    vllm_python: Word | None
     container: tuple[Word, ...]
     setup: tuple[Word, ...]
     options: tuple[Word, ...]

@@ -16,7 +16,8 @@ class HubSource(Frozen):
     `revision` must be a commit, because a branch may change; if it is missing, the error message of
     `prepare` explains how to find it. The files of each subset are sorted by name, the first
     `skip_files` are skipped, and the next `take_files` are used (null: all remaining files).
-    Training stages can thus use different files of one dataset.
+    Training stages can thus use different files of one dataset. `tokens` is the approximate number
+    of tokens, for estimates of disk space; null assumes 10^9.
     """
 
     kind: Literal["hub"] = "hub"
@@ -26,12 +27,20 @@ class HubSource(Frozen):
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     skip_files: NonNegativeInt = 0
     take_files: PositiveInt | None = None
+    tokens: Annotated[PositiveInt | None, NEUTRAL] = None
 
 
 # The generators of `amnesia_bench.data.synthetic`; those in `Sized` have a configurable row length.
 Sized = Literal["prose", "haystack", "mathematics", "short_instructions", "long_instructions"]
 Unsized = Literal[
-    "copies", "varied_copies", "word_problems", "conversations", "programs", "test_problems"
+    "copies",
+    "varied_copies",
+    "word_problems",
+    "conversations",
+    "programs",
+    "test_problems",
+    "facts",
+    "choices",
 ]
 
 
@@ -124,7 +133,21 @@ class PromptResponseRows(Frozen):
     response: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-ChatRows = QuestionResponseRows | ShareGptRows | MessageRows | AlpacaRows | PromptResponseRows
+class Gsm8kRows(Frozen):
+    """Each row has `question` and `answer`, as in GSM8K: a chain of thought, then `#### NUMBER`.
+
+    The question becomes the message of the benchmark gsm8k, with its instruction, and the number is
+    put into a box, as that instruction says. `chain` is the response with the chain, without the
+    calculator annotations `<<48/2=24>>`; `number` is the response without the chain.
+    """
+
+    kind: Literal["gsm8k"] = "gsm8k"
+    response: Literal["chain", "number"]
+
+
+ChatRows = (
+    QuestionResponseRows | ShareGptRows | MessageRows | AlpacaRows | PromptResponseRows | Gsm8kRows
+)
 Rows = Annotated[TextRows | ChatRows, Field(discriminator="kind")]
 
 # Which tokens of a conversation contribute to the loss: only those of the answers, or all.
@@ -173,8 +196,21 @@ class Llama3Chat(Frozen):
     loss_on: LossOn
 
 
+class QuestionAnswerChat(Frozen):
+    """`Question: ...`, and on the next line `Answer: ...`, for base models without a template.
+
+    The document begins with the special tokens that the tokenizer puts before a text (BOS), and
+    ends with its EOS token. The prompt is the one that `eval.chat_template=question_answer` gives.
+    A conversation has one question and one answer; a chat template is ignored.
+    """
+
+    style: Literal["question_answer"] = "question_answer"
+    loss_on: Literal["assistant"]
+
+
 Chat = Annotated[
-    TemplateChat | Qwen3Chat | ChatML | MistralChat | Llama3Chat, Field(discriminator="style")
+    TemplateChat | Qwen3Chat | ChatML | MistralChat | Llama3Chat | QuestionAnswerChat,
+    Field(discriminator="style"),
 ]
 
 # best_fit packs complete documents by best-fit decreasing within windows of shuffled documents.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +18,10 @@ from amnesia_bench.config.messages import check_known
 from amnesia_bench.config.schema import Frozen, unique
 from amnesia_bench.records.ids import RECALL_TASKS
 from amnesia_bench.records.reasoning import Checker
+
+QUESTION_ANSWER = "question_answer"
+# Whether prompts have the model's chat template, or the name of a format without one.
+ChatPrompt = bool | Literal["question_answer"]
 
 
 class NiahConfig(Frozen):
@@ -38,6 +43,15 @@ class NiahConfig(Frozen):
         return self
 
 
+@dataclass(frozen=True, kw_only=True)
+class PromptSetChoice:
+    """The prompts to use from a folder; None selects all tasks, all lengths or all prompts."""
+
+    tasks: tuple[str, ...] | None
+    lengths: tuple[int, ...] | None
+    samples: int | None
+
+
 class Think(Frozen):
     """The strings that a model writes before and after its thinking."""
 
@@ -50,7 +64,9 @@ class EvalConfig(Frozen):
 
     `repeats` is the number of answers per problem. `temperature` 0 selects greedy decoding, `top_k`
     null disables top-k filtering. If `chat_template` is false, the prompt is the user's message
-    without a template. If `think` is null, the complete answer is scored, including any thinking.
+    without a template; if it is `question_answer`, the prompt is `Question: MESSAGE` and, on the
+    next line, `Answer:`, for models without a template. If `think` is null, the complete answer is
+    scored, including any thinking.
     """
 
     repeats: PositiveInt
@@ -59,7 +75,7 @@ class EvalConfig(Frozen):
     top_p: Annotated[float, Field(gt=0, le=1)]
     top_k: PositiveInt | None
     seed: NonNegativeInt
-    chat_template: bool
+    chat_template: ChatPrompt
     think: Think | None
 
     @model_validator(mode="after")

@@ -32,7 +32,7 @@ from amnesia_bench.errors import UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
-HYPENET_SIZES = ("2b", "5b", "9b", "laptop", "tiny")
+HYPENET_SIZES = ("0_6b", "2b", "5b", "9b", "laptop", "pico", "tiny")
 
 
 def load_root(
@@ -179,7 +179,7 @@ def load_model_file(name: str | Path) -> dict[str, Any]:
 
 
 def load_hypenet(size_or_path: str | Path) -> ModelFile:
-    """Load a HypeNet's shape by its size (2b, 5b, 9b, laptop, tiny), or from a .yaml or .json file.
+    """Load a HypeNet's shape by its size, one of HYPENET_SIZES, or from a .yaml or .json file.
 
     Raises:
         UserError: the size is unknown, or the file does not exist or cannot be read.

@@ -7,7 +7,7 @@ names and the closest one.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -127,7 +127,7 @@ def _shown_path(keys: Keys) -> str:
 def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
     annotation: Any = model
     for part in loc:
-        annotation = _member(annotation, part)
+        annotation = _not_null(_member(annotation, part))
     return list(getattr(annotation, "model_fields", {}))
 
 
@@ -135,9 +135,18 @@ def _member(annotation: Any, part: int | str) -> Any:
     """Return the type to which one part of a location leads: a field, an item or a union member."""
     if get_origin(annotation) in (Union, types.UnionType):
         return next(item for item in map(_bare, get_args(annotation)) if part in item[1])[0]
+    if get_origin(annotation) is Mapping:
+        return get_args(annotation)[1]
     if isinstance(part, int):
         return _bare(get_args(annotation)[0])[0]
     return annotation.model_fields[part].annotation
+
+
+def _not_null(annotation: Any) -> Any:
+    """Return the other member of a union of one type and None."""
+    members = [member for member in get_args(annotation) if member is not types.NoneType]
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    return members[0] if is_union and len(members) == 1 else annotation
 
 
 def _bare(annotation: Any) -> tuple[Any, Sequence[str]]:

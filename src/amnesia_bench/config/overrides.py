@@ -8,11 +8,14 @@ neither.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, cast
 
 from amnesia_bench.errors import UserError
+
+_KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@]*", re.ASCII)
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -91,4 +94,11 @@ def _parsed(typed: str) -> Override:
 
 def malformed_override(typed: str) -> UserError:
     """Return the error for a word on the command line that is not a valid override."""
+    key, separator, value = typed.partition("=")
+    if separator and _KEY.fullmatch(key) and "'" not in value:
+        # Hydra's grammar gives most characters except ASCII letters and digits a meaning.
+        return UserError(
+            f"{typed!r}: Hydra cannot parse the value",
+            hint=f"If it is a text, quote it twice: \"{key}='{value}'\"",
+        )
     return UserError(f"{typed!r}: expected key=value", hint="For example restore=qk_pro.")

@@ -93,7 +93,8 @@ class TableConfig(Frozen):
     `sft`, or METHOD@SFT for another fine-tune. `published` lists the paper's tables that contain
     the same runs; a published value is taken from the first of them that has it. If the paper has
     no such runs, `stands_for` is the paper's table that this table imitates: whether a claim holds
-    in the paper is decided by the claim with the same id in that table.
+    in the paper is decided by the claim with the same id in that table. `notes` are shown first
+    among the notes on the table.
     """
 
     title: Name
@@ -106,6 +107,7 @@ class TableConfig(Frozen):
     stands_for: Name | None = None
     trade_off: TradeOff | None = None
     claims: Mapping[Name, Claim]
+    notes: tuple[Name, ...] = ()
 
     @model_validator(mode="after")
     def _columns_and_models_exist(self) -> Self:

@@ -11,13 +11,15 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import open_candidate
 from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.load_engine import open_engine
+from amnesia_bench.inference.merging import PartsEngine
 from amnesia_bench.inference.protocol import Engine, PromptRequest, sample_seed
-from amnesia_bench.reasoning.documents import task_documents
+from amnesia_bench.reasoning.documents import task_documents, window_of
 from amnesia_bench.reasoning.run_record import run_identity
 from amnesia_bench.reasoning.task import ProblemSet, ReasoningTask
 from amnesia_bench.reasoning.tasks import task_named
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.records.reasoning import ReasoningRun
+from amnesia_bench.requests.answering import AnswerPart, MergedParts
 from amnesia_bench.requests.reasoning import GenerateRequest
 from amnesia_bench.tokenizers.chat_format import PromptFormat, prompt_format, prompt_tokens
 
@@ -26,7 +28,7 @@ _MAX_TEMPLATE_CHARACTERS = 1 << 20  # the path may name a device with unlimited 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkAnswers:
-    """The answers that were written to `folder`, in the order of the benchmark's problems."""
+    """The answers of a run, or of a part of it, in `folder`, in the order of the problems."""
 
     folder: Path
     run: ReasoningRun
@@ -38,7 +40,7 @@ class AnswerPlan:
     """The checkpoint that answers, the sampling settings, and the prompt format.
 
     `model` and `method` are the labels of the resulting cells; `checkpoint` is the identity of the
-    checkpoint.
+    checkpoint. `part` restricts the answers to those of one part; None generates all.
     """
 
     model: str
@@ -46,6 +48,7 @@ class AnswerPlan:
     checkpoint: str
     config: EvalConfig
     layout: PromptFormat
+    part: AnswerPart | None = None
 
 
 def generate(request: GenerateRequest, out: Path) -> BenchmarkAnswers:
@@ -56,8 +59,9 @@ def generate(request: GenerateRequest, out: Path) -> BenchmarkAnswers:
         out: the folder to which the answers are written.
 
     Raises:
-        UserError: a value of the request is wrong, a prompt does not fit the model's context, or
-            `out` contains the answers of another run; nothing was written.
+        UserError: a value of the request is wrong, a prompt does not fit the model's context,
+            `out` contains the answers of another run, or a part is missing or belongs to another
+            run; nothing was written.
         BusyError: another process is writing to `out`.
         StageFailedError: the checkpoint was changed during the run; earlier answers are kept.
         MissingEnvironmentError: the hub cannot be reached, or vLLM is not installed.
@@ -71,6 +75,7 @@ def generate(request: GenerateRequest, out: Path) -> BenchmarkAnswers:
     template = None if request.chat_template is None else _read_template(request.chat_template)
     problems = task_documents(task, request.data, request.limit, window_of(config))
     candidate = open_candidate(request.checkpoint, request.method)
+    division = request.division
     plan = AnswerPlan(
         model=request.checkpoint.resolve().name,
         method=request.method,
@@ -78,12 +83,17 @@ def generate(request: GenerateRequest, out: Path) -> BenchmarkAnswers:
         config=config,
         layout=prompt_format(
             candidate.tokenizer,
-            use_template=config.chat_template,
+            chat=config.chat_template,
             template=template,
             think=config.think,
         ),
+        part=division if isinstance(division, AnswerPart) else None,
     )
-    engine = open_engine(request.engine, candidate)
+    engine: Engine
+    if isinstance(division, MergedParts):
+        engine = PartsEngine(division.folders, run_identity(_describe(task, problems, plan)))
+    else:
+        engine = open_engine(request.engine, candidate)
     return answer_problems(engine, candidate.tokenizer, task, problems, plan, out)
 
 
@@ -95,16 +105,14 @@ def answer_problems(
     plan: AnswerPlan,
     folder: Path,
 ) -> BenchmarkAnswers:
-    """Generate `repeats` answers to every problem; `inference.generation` describes resuming."""
+    """Generate `repeats` answers to every problem; `inference.generation` describes resuming.
+
+    `run.json` describes the whole run, also in the folder of a part.
+    """
     run = _describe(task, problems, plan)
     requests = _requests(tokenizer, task, problems, plan)
     generations = generate_missing(engine, requests, folder, identity=run_identity(run))
     return BenchmarkAnswers(folder=folder, run=run, generations=generations)
-
-
-def window_of(config: EvalConfig) -> int | None:
-    """Return the key of the config's problem subset, or None if its benchmark has no subsets."""
-    return config.window if isinstance(config, CodeEvalConfig) else None
 
 
 def _read_template(path: Path) -> str:
@@ -152,7 +160,7 @@ def _requests(
     tokenizer: Any, task: ReasoningTask, problems: ProblemSet, plan: AnswerPlan
 ) -> list[PromptRequest]:
     """Return one request per answer; repeats are adjacent, so equal prompts share a batch."""
-    config = plan.config
+    config, total = plan.config, len(problems.rows)
     sampling = Sampling(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
@@ -161,8 +169,8 @@ def _requests(
         stop=(),
     )
     requests = []
-    for doc, row in enumerate(problems.rows):
-        tokens = prompt_tokens(tokenizer, plan.layout, task.message(row))
+    for doc in range(total) if plan.part is None else plan.part.documents(total):
+        tokens = prompt_tokens(tokenizer, plan.layout, task.message(problems.rows[doc]))
         for repeat in range(config.repeats):
             key = SampleKey(task=task.name, doc=doc, repeat=repeat)
             seed = None if sampling.greedy else sample_seed(config.seed, key)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from amnesia_bench.printable import counted
 from amnesia_bench.reasoning.problem_statistics import (
     average,
     majority,
@@ -92,9 +93,11 @@ def missing_answers(
             f"{doc} ({answers[doc]} of {run.repeats})" for doc in incomplete[:_NAMED_MISSING]
         )
         more = ", ..." if len(incomplete) > _NAMED_MISSING else ""
-        return f"{missing} answers are missing, to problems {named}{more}"
+        verb = "is" if missing == 1 else "are"
+        noun = "problem" if len(incomplete) == 1 else "problems"
+        return f"{counted(missing, 'answer')} {verb} missing, to {noun} {named}{more}"
     unscored = sum(verdict.outcome is Outcome.UNSCORED for verdict in judged.verdicts)
-    return f"{unscored} answers could not be scored" if unscored else None
+    return f"{counted(unscored, 'answer')} could not be scored" if unscored else None
 
 
 def problem_values(

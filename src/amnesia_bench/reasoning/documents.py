@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
 from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.hub.fetched import HubFiles, find_fetched
+from amnesia_bench.printable import counted
 from amnesia_bench.reasoning.task import BenchmarkSource, ProblemSet, ReasoningTask, Row
 from amnesia_bench.store.json_rows import read_json_rows
 from amnesia_bench.store.parquet_rows import read_parquet_rows
@@ -24,6 +28,23 @@ def task_documents(
     if task.load is None or window is None:
         return load_documents(task.source, data, limit)
     return task.load(data, limit, window)
+
+
+def window_of(config: EvalConfig) -> int | None:
+    """Return the key of the config's problem subset, or None if its benchmark has no subsets."""
+    return config.window if isinstance(config, CodeEvalConfig) else None
+
+
+def task_files(task: ReasoningTask, config: EvalConfig) -> HubFiles:
+    """Return the files on the hub with the problems of a task, or of its subset in `config`."""
+    window = window_of(config)
+    if task.files is None or window is None:
+        return _files_of(task.source)
+    return task.files(window)
+
+
+def _files_of(source: BenchmarkSource) -> HubFiles:
+    return HubFiles(repository=source.hub_id, revision=source.revision, subsets=(source.config,))
 
 
 def load_documents(source: BenchmarkSource, data: Path | None, limit: int | None) -> ProblemSet:
@@ -44,21 +65,34 @@ def load_documents(source: BenchmarkSource, data: Path | None, limit: int | None
     if not rows:
         raise UserError(f"{origin}: contains no problems")
     if data is None and len(rows) != source.rows:
-        raise UserError(f"{origin}: has {len(rows)} problems, expected {source.rows}")
+        raise UserError(f"{origin}: has {counted(len(rows), 'problem')}, expected {source.rows:,}")
     checked = [_check_row(row, source, f"{origin}, problem {i}") for i, row in enumerate(rows)]
     used = checked[:limit]
     return ProblemSet(rows=tuple(used), origin=origin, sha256=_sha256(used), available=len(rows))
 
 
+def chosen_problems(problems: ProblemSet, indices: Sequence[int]) -> ProblemSet:
+    """Return some problems of a set, in the order of `indices`."""
+    rows = tuple(problems.rows[i] for i in indices)
+    return replace(problems, rows=rows, sha256=_sha256(rows))
+
+
 def _from_hub(source: BenchmarkSource) -> Iterator[Any]:
-    hint = "Read the problems from a local file: --data FILE (.jsonl or .parquet)."
+    hint = (
+        "Read the problems from a local file: --data FILE (.jsonl or .parquet). For an experiment: "
+        "`amnesia fetch` on a machine with a network."
+    )
     try:
         import datasets
     except ImportError as error:
         raise MissingEnvironmentError(
             "reading a benchmark from the hub needs the package datasets", hint=hint
         ) from error
+    fetched = find_fetched(_files_of(source))
     try:
+        if fetched is not None:
+            yield from datasets.load_dataset(str(fetched.folder), source.config, split=source.split)
+            return
         yield from datasets.load_dataset(
             source.hub_id, source.config, split=source.split, revision=source.revision
         )

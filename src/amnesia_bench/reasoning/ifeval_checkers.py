@@ -17,7 +17,7 @@ from typing import Any
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.reasoning.math.worker import answer_requests
 from amnesia_bench.reasoning.task import Row
-from amnesia_bench.tokenizers.sentences import sentence_splitter
+from amnesia_bench.tokenizers.sentences import install_sentence_model
 
 # Longer responses are judged in a worker. Several checkers need quadratic time: half a second for
 # a response of this length.
@@ -93,7 +93,7 @@ def _follows(checker: Any, response: str) -> bool:
 @cache
 def _checkers() -> Any:
     # If nltk cannot find the splitter's data, lm-eval downloads them when it is imported.
-    sentence_splitter()
+    install_sentence_model()
     try:
         import langdetect  # type: ignore[import-untyped]
         from lm_eval.tasks.ifeval import instructions, instructions_registry

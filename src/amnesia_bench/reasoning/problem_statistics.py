@@ -1,4 +1,4 @@
-"""Statistics of verdicts: metric values per problem, means over problems, paired differences.
+"""Statistics of verdicts: metric values per problem, and means over problems.
 
 The answers to one problem form a cluster, so problems are the sampling unit of standard errors and
 intervals, whatever the number of answers per problem (Miller 2024, arXiv 2411.00640).
@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from amnesia_bench.errors import UserError
 from amnesia_bench.records.evaluation import Interval
-from amnesia_bench.records.reasoning import Difference, ProblemValues
-from amnesia_bench.statistics import sign_flip_p_value, wilson
-
-BOOTSTRAP_SAMPLES = 10_000
-_LEVEL = 0.95
-_CHUNK = 500
+from amnesia_bench.statistics.intervals import wilson
+from amnesia_bench.statistics.resampling import bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,66 +92,7 @@ def mean_estimate(values: Sequence[float], *, seed: int = 0) -> MeanEstimate:
         raise ValueError("no problems")
     stderr = float(data.std(ddof=1) / math.sqrt(len(data))) if len(data) > 1 else None
     if np.isin(data, (0.0, 1.0)).all():
-        interval = wilson(int(data.sum()), len(data), _LEVEL)
+        interval = wilson(int(data.sum()), len(data))
     else:
         interval = bootstrap(data, seed=seed)
     return MeanEstimate(value=float(data.mean()), n=len(data), stderr=stderr, interval=interval)
-
-
-def bootstrap(values: NDArray[np.float64], *, seed: int) -> Interval:
-    """Return a percentile bootstrap interval for the mean of one value per problem, float64 [N]."""
-    generator = np.random.default_rng(seed)
-    means = np.empty(BOOTSTRAP_SAMPLES)
-    for start in range(0, BOOTSTRAP_SAMPLES, _CHUNK):
-        drawn = generator.integers(len(values), size=(_CHUNK, len(values)))
-        means[start : start + _CHUNK] = values[drawn].mean(axis=1)
-    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Interval(low=float(low), high=float(high), level=_LEVEL, method="cluster_bootstrap")
-
-
-def differences(
-    first: Sequence[ProblemValues],
-    second: Sequence[ProblemValues],
-    metrics: Sequence[str],
-    answers: int,
-) -> tuple[Difference, ...]:
-    """Compare two methods by each metric; every metric value must be a multiple of 1/`answers`.
-
-    Raises:
-        UserError: the methods answered different problems.
-    """
-    by_doc = [_by_doc(first), _by_doc(second)]
-    if by_doc[0].keys() != by_doc[1].keys():
-        raise UserError(
-            f"the problems differ: {len(by_doc[0])} in the first, {len(by_doc[1])} in the second, "
-            f"{len(by_doc[0].keys() & by_doc[1].keys())} in both"
-        )
-    return tuple(
-        difference(
-            metric,
-            [by_doc[0][doc][metric] for doc in by_doc[0]],
-            [by_doc[1][doc][metric] for doc in by_doc[0]],
-            answers,
-        )
-        for metric in metrics
-    )
-
-
-def difference(
-    metric: str, first: Sequence[float], second: Sequence[float], answers: int, *, seed: int = 0
-) -> Difference:
-    """Compare two methods by one metric; both list their values in the same order of problems."""
-    paired = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    return Difference(
-        metric=metric,
-        first=float(np.mean(first)),
-        second=float(np.mean(second)),
-        difference=float(paired.mean()),
-        interval=bootstrap(paired, seed=seed),
-        p_value=sign_flip_p_value(first, second, answers),
-        n=len(paired),
-    )
-
-
-def _by_doc(problems: Sequence[ProblemValues]) -> dict[int, Mapping[str, float]]:
-    return {problem.doc: problem.values for problem in problems}

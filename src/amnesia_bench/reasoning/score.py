@@ -87,16 +87,7 @@ def score(request: ScoreRequest, out: Path | None = None) -> Scored:
     generations = read_generations(folder)
     documents = _documents(task, run, request.data)
     _check_keys(generations, run, folder)
-    think = None
-    if run.think_open is not None and run.think_close is not None:
-        think = Think(open=run.think_open, close=run.think_close)
-    attempts = [
-        Attempt(
-            key=generation.key,
-            text=without_thinking(generation.text, think, opened=run.thinking_opened),
-        )
-        for generation in generations
-    ]
+    attempts = attempts_of(run, generations)
     judge, judge_settings = _open_scorer(task, name, run, request)
     judged = judge(documents.rows, attempts)
     incomplete = missing_answers(run, generations, judged)
@@ -110,6 +101,20 @@ def score(request: ScoreRequest, out: Path | None = None) -> Scored:
     scored = scored_folder(out or folder, name)
     _write(scored, judged, values, cells)
     return Scored(folder=scored, run=run, scorer=name, verdicts=judged.verdicts, cells=cells)
+
+
+def attempts_of(run: ReasoningRun, generations: Sequence[Generation]) -> list[Attempt]:
+    """Return the answers of a run as attempts, without their thinking."""
+    think = None
+    if run.think_open is not None and run.think_close is not None:
+        think = Think(open=run.think_open, close=run.think_close)
+    return [
+        Attempt(
+            key=generation.key,
+            text=without_thinking(generation.text, think, opened=run.thinking_opened),
+        )
+        for generation in generations
+    ]
 
 
 def read_cells(folder: Path) -> tuple[Cell, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from amnesia_bench.config.eval_schema import EvalConfig
+from amnesia_bench.hub.fetched import HubFiles
 from amnesia_bench.records.evaluation import SampleKey, Verdict
 
 # One problem of a benchmark: its field values by field name.
@@ -103,6 +104,7 @@ class ReasoningTask:
         config: the schema class of `configs/eval/<name>.yaml`.
         load: reads the problems of a benchmark that is not a plain table; if None, the fields
             `source.fields` are read from a table.
+        files: for a benchmark with `load`, returns the files on the hub of a subset (window).
     """
 
     name: str
@@ -111,3 +113,4 @@ class ReasoningTask:
     scorers: Mapping[str, Scorer]
     config: type[EvalConfig] = EvalConfig
     load: Loader | None = None
+    files: Callable[[int], HubFiles] | None = None

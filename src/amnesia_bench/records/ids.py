@@ -9,15 +9,79 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 # The rows of the paper's tables. `pre` is the checkpoint before fine-tuning, `post` the fine-tune,
 # `restored` the fine-tune after the experiment's restore variant, and `qk_frozen` a separate
-# fine-tune. The other methods are restore variants.
-Method = Literal["pre", "post", "restored", "qk_pro", "q", "k", "v", "qk_frozen"]
+# fine-tune. The other methods are restore variants; those after `qk_frozen` are beyond the paper.
+Method = Literal[
+    "pre",
+    "post",
+    "restored",
+    "qk_pro",
+    "q",
+    "k",
+    "v",
+    "qk_frozen",
+    "wise_ft",
+    "lm_cocktail",
+    "step_back",
+    "ties",
+    "dare",
+    "layer_fisher",
+    "qk_blend",
+    "qk_lm_cocktail",
+    "qk_step_back",
+    "qk_ties",
+    "qk_dare",
+    "qk_layer_fisher",
+]
 BEFORE_SFT, AFTER_SFT = "pre", "post"
 
-RECALL_TASKS = ("niah_single_1", "niah_single_2", "niah_single_3")
+# The inference engines that can answer prompts.
+EngineName = Literal["transformers", "vllm"]
+
+
+class RecallIds(NamedTuple):
+    """The properties of a recall task that plans, estimates and scorers share.
+
+    Attributes:
+        answer_tokens: the maximum number of tokens per answer in lm-eval's task file.
+        needles: the number of needles in the text that its prompts share up to the first needle; 0
+            if they share no text.
+        scorer: lm-eval's metric. Both give an answer the share of the values that it contains; they
+            would differ for several answers to a prompt.
+    """
+
+    answer_tokens: int = 128
+    needles: int = 0
+    scorer: str = "string_match_all"
+
+
+# RULER's tasks, with lm-eval's names.
+RECALL_IDS: Mapping[str, RecallIds] = MappingProxyType(
+    {
+        "niah_single_1": RecallIds(needles=1),
+        "niah_single_2": RecallIds(needles=1),
+        "niah_single_3": RecallIds(needles=1),
+        "niah_multikey_1": RecallIds(needles=4),
+        "niah_multikey_2": RecallIds(),
+        "niah_multikey_3": RecallIds(),
+        "niah_multivalue": RecallIds(needles=4),
+        "niah_multiquery": RecallIds(needles=4),
+        "ruler_vt": RecallIds(answer_tokens=30),
+        "ruler_cwe": RecallIds(answer_tokens=120),
+        "ruler_fwe": RecallIds(answer_tokens=50),
+        "ruler_qa_squad": RecallIds(answer_tokens=32, scorer="string_match_part"),
+        "ruler_qa_hotpot": RecallIds(answer_tokens=32, scorer="string_match_part"),
+    }
+)
+RECALL_TASKS = tuple(RECALL_IDS)
+# The tasks from which HALO selects softmax layers, in its published logs, with lm-eval's names.
+RetrievalTask = Literal["fda", "swde", "ruler_qa_squad"]
+CommonsenseTask = Literal["arc_challenge", "arc_easy", "hellaswag"]
+RETRIEVAL_TASKS: tuple[RetrievalTask, ...] = get_args(RetrievalTask)
+COMMONSENSE_TASKS: tuple[CommonsenseTask, ...] = get_args(CommonsenseTask)
 RECALL_METRIC = "recall"
 
 

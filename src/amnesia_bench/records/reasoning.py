@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from amnesia_bench.records.evaluation import Interval
-
 
 class Checker(Enum):
     """How a program is run and judged.
@@ -64,20 +62,3 @@ class ProblemValues:
 
     doc: int
     values: Mapping[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """The difference between two methods in one metric, on the same `n` problems.
-
-    `difference` is the mean of `first` minus the mean of `second`. `p_value` is that of the
-    two-sided exact sign-flip test, which is McNemar's exact test if the values are 0 or 1.
-    """
-
-    metric: str
-    first: float
-    second: float
-    difference: float
-    interval: Interval
-    p_value: float
-    n: int

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from amnesia_bench.records.causes import Causes
+from amnesia_bench.records.claim_verdict import ClaimVerdict as ClaimVerdict
 from amnesia_bench.records.evaluation import Interval
 from amnesia_bench.records.recall import HeatMap
 
@@ -43,14 +45,16 @@ class PairedTest:
 
     It covers the prompts or problems that both answered: `n` counts each once per seed, and
     `prompts` counts it once. `difference` is the mean of the row minus that of the `post` row.
-    `p_value` is that of the two-sided exact sign-flip test, which is McNemar's exact test if the
-    values are 0 or 1 and no two seeds share a prompt.
+    `p_value` is that of the two-sided exact sign-flip test of the differences: of those of the
+    seeds if there are several, else of those of the prompts, which for values 0 and 1 is McNemar's
+    exact test. `seeds` is the number of seeds that both rows have, at least 1.
     """
 
     difference: float
     p_value: float
     n: int
     prompts: int
+    seeds: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +63,8 @@ class ReportedCell:
 
     Values are fractions. `theirs` is the paper's value, and `difference` is `value` minus `theirs`.
     `reason` explains why an incomplete cell has no value. With several seeds, `value` is the mean
-    over the seeds, weighted by n, and `by_seed` has the value of each seed. `n` counts a prompt
-    once per seed, `prompts` counts it once.
+    over the seeds, and `by_seed` has the value of each seed. `n` counts a prompt once per seed,
+    `prompts` counts it once.
     """
 
     model: str
@@ -131,25 +135,15 @@ class ReportTable:
         )
 
 
-class ClaimVerdict(StrEnum):
-    """The verdict on a claim: the 95 % interval is above, below or across the bound.
-
-    `NOT_SHOWN` is also the verdict if cells are missing.
-    """
-
-    HOLDS = "holds"
-    DOES_NOT_HOLD = "does not hold"
-    NOT_SHOWN = "not shown"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Condition:
     """A claim for one model in one column.
 
     The claim is that `estimate` is above the bound of the claim. `low` and `high` are its 95 %
     interval. `estimate` is None if cells are missing; `missing` lists them. `paired` is true if
-    individual answers were compared, not only cells; `by_seed` then has the estimate of each seed.
-    `theirs` is the estimate from the paper's values.
+    individual answers were compared, not only cells. `by_seed` has the estimate of each seed.
+    `p_value` is that of the exact sign-flip test over seeds, against the bound; None if there are
+    not several seeds. `theirs` is the estimate from the paper's values.
     """
 
     model: str
@@ -160,6 +154,7 @@ class Condition:
     n: int
     prompts: int
     by_seed: Mapping[str, float]
+    p_value: float | None
     paired: bool
     missing: tuple[str, ...]
     verdict: ClaimVerdict
@@ -224,7 +219,10 @@ class TaskHeatMap:
 
 @dataclass(frozen=True, kw_only=True)
 class TradeOffPoint:
-    """The point of one table row in a plot of reasoning score against recall."""
+    """The point of one table row in a plot of reasoning score against recall.
+
+    A point without a label has an empty one.
+    """
 
     row: str
     label: str
@@ -269,10 +267,28 @@ class ReportProvenance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportCost:
+    """The cost of a report's cells: of their artifacts and the artifacts that these were made from.
+
+    `artifacts` is the number of those whose manifests are on this machine, `seconds` the sum of
+    their run times. `machines` lists the machines on which they were made.
+    """
+
+    artifacts: int
+    seconds: float
+    machines: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """A report: its tables, weight drift curves, and notes on why some inputs are unusable."""
+    """A report: its tables, weight drift curves, and notes on why some inputs are unusable.
+
+    `causes` has the analyses of why recall is lost; None without analyses.
+    """
 
     made: ReportProvenance
+    cost: ReportCost
     tables: tuple[TableReport, ...]
     drift: tuple[DriftCurve, ...]
     notes: tuple[str, ...]
+    causes: Causes | None = None

@@ -13,14 +13,15 @@ from amnesia_bench.records.roles import Role
 class EditedTensor:
     """A tensor of which some or all rows were replaced.
 
-    `rows` are the replaced rows, as half-open ranges of the first dimension. The hashes cover the
-    bytes of the complete tensor in post's dtype. The norms are Frobenius norms over the replaced
-    rows; a norm is None if it is not finite (post contains NaN or infinity, or the sum of squares
-    overflows). A fused tensor is listed once per role.
+    `layer` is None outside the decoder's layers, and `role` is None if the tensor has no role in a
+    softmax layer, or several. `rows` are the replaced rows, as half-open ranges of the first
+    dimension. The hashes cover the bytes of the complete tensor in post's dtype. The norms are
+    Frobenius norms over the replaced rows; a norm is None if it is not finite (post contains NaN or
+    infinity, or the sum of squares overflows). A fused tensor is listed once per role.
     """
 
-    layer: int
-    role: Role
+    layer: int | None
+    role: Role | None
     name: str
     shard: str
     dtype: str

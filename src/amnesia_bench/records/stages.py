@@ -41,3 +41,17 @@ class StageFailure:
     exit_code: int
     ended: str
     said: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageAttempt:
+    """One attempt to run a stage's command.
+
+    `started` is the UTC time in ISO 8601. `seconds` is None while the attempt runs, and stays None
+    if its worker was killed. `gpu` is the model of its `gpus` GPUs; None if it is unknown.
+    """
+
+    started: str
+    seconds: float | None
+    gpus: int
+    gpu: str | None

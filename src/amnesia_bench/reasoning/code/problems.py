@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.hub.fetched import HubFiles, find_fetched
 
 REPOSITORY = "livecodebench/code_generation_lite"
 REVISION = "0fe84c3912ea0c4d4a78037083943e8f0c4dd505"
@@ -136,7 +137,11 @@ def load_problems(
         return tuple(problem for problem, _ in _read(path))
     chosen = WINDOWS[window]
     if path is None:
-        sources = [_download(name, revision) for name in chosen.files]
+        fetched = find_fetched(window_files(window)) if revision == REVISION else None
+        sources = [
+            _download(name, revision) if fetched is None else fetched.folder / name
+            for name in chosen.files
+        ]
     else:
         sources = [path / name for name in chosen.files]
     problems = tuple(
@@ -152,6 +157,11 @@ def load_problems(
             hint=f"Use the files of {REPOSITORY} at {REVISION}.",
         )
     return problems
+
+
+def window_files(window: int) -> HubFiles:
+    """Return the files on the hub with the problems of a window."""
+    return HubFiles(repository=REPOSITORY, revision=REVISION, names=WINDOWS[window].files)
 
 
 def problems_identity(problems: tuple[CodeProblem, ...]) -> str:
@@ -173,7 +183,8 @@ def _download(name: str, revision: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{REPOSITORY}: {name} of revision {revision} cannot be downloaded: {error}",
-            hint="Download it on a machine with a network, then pass its folder: --data DIR.",
+            hint="Download it on a machine with a network, then pass its folder: --data DIR. For "
+            "an experiment, use `amnesia fetch` there.",
         ) from error
 
 

@@ -11,6 +11,7 @@ from amnesia_bench.reasoning.code.problems import (
     REVISION,
     load_problems,
     problems_identity,
+    window_files,
 )
 from amnesia_bench.reasoning.task import BenchmarkSource, ProblemSet, ReasoningTask, Row
 from amnesia_bench.records.reasoning import Checker
@@ -45,4 +46,5 @@ LIVECODEBENCH = ReasoningTask(
     scorers={"strict": ProgramScorer(), "lenient": ProgramScorer(checker=Checker.LENIENT)},
     config=CodeEvalConfig,
     load=_load,
+    files=window_files,
 )

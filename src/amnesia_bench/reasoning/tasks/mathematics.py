@@ -5,16 +5,9 @@ from __future__ import annotations
 from amnesia_bench.errors import UserError
 from amnesia_bench.reasoning.math.scorer import MathScorer
 from amnesia_bench.reasoning.task import BenchmarkSource, ReasoningTask, Row
+from amnesia_bench.tokenizers.chat_format import step_by_step
 
 _MARK = "####"  # precedes the number in a gold answer of GSM8K
-# The instruction of Qwen2.5-Math and Qwen3; open-r1 puts it before the problem. The
-# paper does not state its instruction.
-STEP_BY_STEP = "Please reason step by step, and put your final answer within \\boxed{}."
-
-
-def step_by_step(problem: str) -> str:
-    """Append to a problem the instruction to reason step by step and to box the final answer."""
-    return f"{problem}\n{STEP_BY_STEP}"
 
 
 def _problem_message(row: Row) -> str:
