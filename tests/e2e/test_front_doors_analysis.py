@@ -98,7 +98,7 @@ def test_requests_that_cannot_be_measured_are_refused() -> None:
         ("--checkpoint pre=PRE --checkpoint post=POST --data CHAINS --tokens 5", "trained token"),
         ("--checkpoint pre=PRE --checkpoint post=POST --data CHAINS --samples 0", "at least 1"),
         ("--checkpoint pre=PRE --checkpoint post=POST --data PRE", "not a finished artifact"),
-        ("--checkpoint pre=PRE --checkpoint post=POST --data a=CHAINS --data b=CHAINS", "one at a time"),
+        ("--checkpoint pre=PRE --checkpoint post=POST --data a=CHAINS --data b=CHAINS", "2 times"),
         ("--checkpoint pre=PRE --checkpoint post=GONE --data CHAINS", "gone"),
     ],
 )
