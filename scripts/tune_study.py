@@ -24,10 +24,8 @@ tune chooses among those of each method. Answers are kept in OUT, so a stopped s
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import shutil
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +50,7 @@ from amnesia_bench.tuning.racing import Entry, Objective
 from amnesia_bench.tuning.setup import TuningInputs, engine_options, open_examiner, open_inputs
 from amnesia_bench.tuning.space import POST, Mix, Space, prior_of
 from amnesia_bench.tuning.tune import RECORD
+from tune_study_tables import confirmation_table, hypervolume_table
 
 GRIDS: dict[str, Callable[[int], list[str]]] = {
     "blend": lambda n: [f"restore.rule.alpha={x:.4f}" for x in np.linspace(0, 1, n + 1)[1:]],
@@ -169,18 +168,22 @@ def request_of(seed: Seed, args: argparse.Namespace, work: Path) -> ab.TuneReque
     )
 
 
+def tuning_of(out: Path) -> Tuning:
+    """Return the record of a seed's search."""
+    path = out / "tuned" / RECORD
+    return codec.from_json(Tuning, json.loads(path.read_text(encoding="utf-8")), str(path))
+
+
 def by_tune(study: Study) -> list[Measured]:
     """Return the finished candidates of a search."""
     folder = study.out / "tuned"
     if not folder.exists():
         ab.tune(study.request, folder, progress=print)
-    text = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    record = codec.from_json(Tuning, text, str(folder / RECORD))
     return [
         measured_mix(
             study, candidate.label, Mix.of({(s.layer, s.role): s.alpha for s in candidate.shares})
         )
-        for candidate in record.candidates
+        for candidate in tuning_of(study.out).candidates
         if candidate.fate is Fate.FINISHED
     ]
 
@@ -286,51 +289,6 @@ def rows_of(seed: Seed, args: argparse.Namespace, out: Path) -> Iterator[dict[st
         yield row_of(peer, by_peer(study, peer, args.budget))
 
 
-def sign_flip(differences: Sequence[float]) -> float:
-    """Return the two-sided p-value of the exact sign-flip test of the mean difference."""
-    observed = abs(sum(differences))
-    sums = [
-        abs(sum(sign * value for sign, value in zip(signs, differences, strict=True)))
-        for signs in itertools.product((1, -1), repeat=len(differences))
-    ]
-    return sum(value >= observed - 1e-12 for value in sums) / len(sums)
-
-
-def summary(rows: dict[int, list[dict[str, object]]], args: argparse.Namespace) -> str:
-    """Return the table over seeds: means, and differences of tune from each method."""
-    methods = [str(row["method"]) for row in next(iter(rows.values()))]
-    values = {
-        method: [
-            next(row for row in of_seed if row["method"] == method) for of_seed in rows.values()
-        ]
-        for method in methods
-    }
-    ours = [float(str(row["hypervolume_fresh"])) for row in values["tune"]]
-    lines = [
-        f"Seeds {', '.join(map(str, rows))}; budget {args.budget} full evaluations of "
-        f"{6 * args.samples} prompts and {args.problems} problems; hypervolume on fresh questions. "
-        f"Chosen by: {RULE}.",
-        "",
-        "| method | evaluated | hypervolume | tune minus it | seeds with tune at least equal | p | "
-        "recall of the choice | reasoning of the choice |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for method in methods:
-        own = [float(str(row["hypervolume_fresh"])) for row in values[method]]
-        differences = [a - b for a, b in zip(ours, own, strict=True)]
-        means = [
-            statistics.mean(float(str(row[key])) for row in values[method])
-            for key in ("evaluated", "chosen_recall_fresh", "chosen_reasoning_fresh")
-        ]
-        wins = sum(value >= 0 for value in differences)
-        lines.append(
-            f"| {method} | {means[0]:.0f} | {statistics.mean(own):.4f} | "
-            f"{statistics.mean(differences):+.4f} | {wins} of {len(own)} | "
-            f"{sign_flip(differences):.2g} | {100 * means[1]:.1f} % | {100 * means[2]:.1f} % |"
-        )
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--store", type=Path, required=True, help="store of the laptop profile")
@@ -356,7 +314,14 @@ def main() -> None:
             print(json.dumps(row), flush=True)
             rows[number].append(row)
     (args.out / "study.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (args.out / "study.md").write_text(summary(rows, args))
+    title = (
+        f"Seeds {args.seeds}; budget {args.budget} full evaluations of {6 * args.samples} prompts "
+        f"and {args.problems} problems; hypervolume on fresh questions. Chosen by: {RULE}.\n"
+    )
+    searches = {seed: tuning_of(args.out / f"seed{seed}") for seed in rows}
+    (args.out / "study.md").write_text(
+        f"{title}\n{hypervolume_table(rows)}\n{confirmation_table(searches)}"
+    )
     print((args.out / "study.md").read_text())
 
 
