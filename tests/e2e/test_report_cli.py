@@ -237,7 +237,7 @@ def test_the_report_says_how_well_a_fine_tune_was_learned_and_what_all_cost(tmp_
         trained = tmp_path / f"sft{seed}"
         # 20 steps, of which the last two are the last tenth.
         steps = [{"step": i + 1, "loss": ends if i >= 18 else 5.0} for i in range(20)]
-        publish(trained, {"metrics.jsonl": steps}, kind="trained")
+        publish(trained, {"metrics.jsonl": steps}, kind="trained", seconds=3600.0)
         folder = write_recall(tmp_path / f"post{seed}", "post", forgetful("post"), samples=5)
         cells = json.loads((folder / "cells.json").read_text())
         for cell in cells:
@@ -249,7 +249,8 @@ def test_the_report_says_how_well_a_fine_tune_was_learned_and_what_all_cost(tmp_
     assert note in (tmp_path / "out" / "table1.md").read_text()
     overview = (tmp_path / "out" / "report.md").read_text()
     assert note in overview
-    assert "Cost: 4 artifacts, which took" in overview
+    # The two trainings took an hour each, by their own record.
+    assert "Cost: 4 artifacts, which took 2.0 hours in total" in overview
     (tmp_path / "sft1" / "metrics.jsonl").write_text("{}")
     assert report(tmp_path / "out", labelled) == 2
 

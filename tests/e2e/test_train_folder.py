@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from amnesia_bench.errors import AmnesiaError, UserError
-from amnesia_bench.store.hashing import verify_manifest
+from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.tracking.metrics_file import read_metrics
 from tests.support.checkpoints import tensor_bytes
 from tests.support.deadly_training import Deadly, run_and_die
@@ -256,6 +257,21 @@ def test_a_torn_last_line_is_cut(place: Path, half: tuple[TinyJob, Path]) -> Non
     assert train_here(mine) == 0
     assert_same_as_whole(place, mine.out)
     assert [line["step"] for line in read_metrics(mine.out / "metrics.jsonl")] == [*range(1, 9)]
+
+
+def test_the_manifest_counts_the_seconds_of_all_steps_also_before_a_kill(
+    half: tuple[TinyJob, Path],
+) -> None:
+    mine, folder = half
+    path = folder / "speed.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    before = sum(line["compute_seconds"] + line["other_seconds"] for line in lines[:6])
+    assert before > 0
+    start = time.monotonic()
+    assert train_here(mine) == 0
+    provenance = read_manifest(mine.out).provenance
+    assert provenance.seconds is not None
+    assert before < provenance.seconds < before + time.monotonic() - start
 
 
 class Hostile:

@@ -132,9 +132,12 @@ def publish(
     *,
     dirty: bool = False,
     kind: str = "test",
+    seconds: float | None = None,
 ) -> Path:
     """Publish records as an artifact, from a clean tree unless said otherwise."""
-    provenance = replace(collect_provenance(["amnesia", "test"], {}), commit="0" * 40, dirty=dirty)
+    provenance = replace(
+        collect_provenance(["amnesia", "test"], {}), commit="0" * 40, dirty=dirty, seconds=seconds
+    )
     with publishing(folder) as work:
         for name, records in files.items():
             plain = [codec.to_json(record) for record in records]

@@ -28,12 +28,9 @@ from amnesia_bench.requests.recall import (
     RankLayersRequest,
 )
 
-# For estimates: about 4,300 prompts of FDA, SWDE and Ruler-QA-SQuAD for each of 28 ablated layers,
-# with documents of about 2,000 tokens.
-RANKING_PROMPTS = ((2048, 28 * 4300),)
 # For estimates: the approximate length of a task's documents in tokens, and their number. A
 # commonsense task reads a document once per possible answer, of which most have four.
-SELECTION_PROMPTS: Mapping[str, tuple[int, int]] = {
+_TASK_PROMPTS: Mapping[str, tuple[int, int]] = {
     "fda": (2048, 1102),
     "swde": (1024, 1111),
     "ruler_qa_squad": (4096, 500),
@@ -49,12 +46,20 @@ _eval = cache(load_eval)  # loading a config takes 50 ms, and many stages share 
 
 def ranking(checkpoint: Stage) -> Stage:
     """Return the stage that ranks softmax layers by the retrieval accuracy lost without each."""
+    shape = shape_of(checkpoint)
+    models = named_shape(shape).layers + 1  # at most: each softmax layer is ablated in turn
+    request = RankLayersRequest(checkpoint=checkpoint.location)
+    lengths = (_TASK_PROMPTS[task] for task in request.tasks)
     return Stage(
         kind="ranking",
         name=checkpoint.name,
-        request=RankLayersRequest(checkpoint=checkpoint.location),
+        request=request,
         inputs=(checkpoint,),
-        work=Answering(shape=shape_of(checkpoint), prompts=RANKING_PROMPTS, new_tokens=48),
+        work=Answering(
+            shape=shape,
+            prompts=tuple((tokens, models * count) for tokens, count in lengths),
+            new_tokens=_EXTRACTED_TOKENS,
+        ),
     )
 
 
@@ -77,7 +82,7 @@ def layer_scores(
     def work(tasks: Sequence[str], new_tokens: int, reads: int) -> Answering:
         prompts = []
         for task in tasks:
-            tokens, count = SELECTION_PROMPTS[task]
+            tokens, count = _TASK_PROMPTS[task]
             rows = documents[task].request if task in documents else None
             if isinstance(rows, SynthesizeRowsRequest):
                 count = rows.source.rows

@@ -76,7 +76,8 @@ class Provenance:
 
     `commit`, `dirty` and `dirty_diff_sha256` are None if the package is not tracked in a git work
     tree. `started` and `ended` are UTC times in ISO 8601; `ended` is None until the artifact is
-    complete. Secrets in `command` are masked.
+    complete. A training may have been resumed by the process that these are of; `seconds` is the
+    time of all its steps, and None for other artifacts. Secrets in `command` are masked.
     """
 
     tool_version: str
@@ -90,6 +91,7 @@ class Provenance:
     started: str
     ended: str | None
     command: tuple[str, ...]
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

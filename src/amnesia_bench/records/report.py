@@ -271,7 +271,8 @@ class ReportCost:
     """The cost of a report's cells: of their artifacts and the artifacts that these were made from.
 
     `artifacts` is the number of those whose manifests are on this machine, `seconds` the sum of
-    their run times. `machines` lists the machines on which they were made.
+    their run times. Of an evaluation that was resumed, only the last process counts. `machines`
+    lists the machines on which they were made.
     """
 
     artifacts: int

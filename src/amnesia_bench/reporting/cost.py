@@ -26,6 +26,8 @@ def cost_of_cells(entries: Iterable[CellEntry]) -> ReportCost:
 
 
 def _seconds(provenance: Provenance) -> float:
+    if provenance.seconds is not None:
+        return provenance.seconds
     if provenance.ended is None:
         return 0.0
     started, ended = map(datetime.fromisoformat, (provenance.started, provenance.ended))

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
+from amnesia_bench.modeling.numerics import use_exact_float32
+
 _FILLING: Any = torch.utils.deterministic  # its attribute is set through a class, unseen by mypy
+
+
+def rounding(device: torch.device, *, deterministic: bool) -> AbstractContextManager[None]:
+    """Choose how a GPU rounds: exact products of float32, and the same bits in every run or not."""
+    use_exact_float32()
+    return deterministic_algorithms(device) if deterministic else nullcontext()
 
 
 @contextmanager

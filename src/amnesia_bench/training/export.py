@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,13 +13,13 @@ from torch import Tensor
 
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.modeling.shard_writer import ShardWriter
-from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.records.artifacts import Parent, Provenance
 from amnesia_bench.store.layout import MANIFEST
-from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 from amnesia_bench.training.models import Learner
 from amnesia_bench.training.objectives import Align
 from amnesia_bench.training.processes import Processes
+from amnesia_bench.training.recorder import recorded_seconds
 from amnesia_bench.training.sharding import whole
 from amnesia_bench.weights.checkpoint import Checkpoint
 from amnesia_bench.weights.side_files import side_files
@@ -31,13 +30,15 @@ class Export:
     """The sources of the published checkpoint apart from the trained tensors.
 
     Untrained tensors, config and tokenizer are copied from `init`; the `side_files`, which the run
-    wrote, are added. `parents` and `seed` go into the manifest.
+    wrote, are added. `parents` and `provenance` go into the manifest, with the seconds of all steps
+    that are in the file `speed`.
     """
 
     init: Checkpoint
     parents: tuple[Parent, ...]
     side_files: tuple[Path, ...]
-    seed: int
+    speed: Path
+    provenance: Provenance
 
 
 def publish_trained(export: Export, learner: Learner, processes: Processes, out: Path) -> None:
@@ -76,7 +77,7 @@ def publish_trained(export: Export, learner: Learner, processes: Processes, out:
 
 
 def _publish(export: Export, tensors: Mapping[str, Tensor | None], out: Path) -> None:
-    provenance = collect_provenance(sys.argv, seeds={"training": export.seed})
+    provenance = replace(export.provenance, seconds=recorded_seconds(export.speed))
     with publishing(out, kept="complete checkpoints are kept") as work:
         writer = ShardWriter(work.folder)
         for name, tensor in _tensors(export.init, tensors):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -18,6 +19,12 @@ from amnesia_bench.training.loop import StepRecord
 METRICS = "metrics.jsonl"
 SPEED = "speed.jsonl"
 RECORDS = (METRICS, SPEED)
+
+
+def recorded_seconds(speed: Path) -> float:
+    """Return how long all steps in a speed file took."""
+    steps = map(json.loads, speed.read_text(encoding="utf-8").splitlines())
+    return float(sum(step["compute_seconds"] + step["other_seconds"] for step in steps))
 
 
 class Recorder:

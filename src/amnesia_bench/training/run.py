@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.data.order import SampleOrder
 from amnesia_bench.data.sequence_store import open_store
 from amnesia_bench.errors import StoppedError, UserError
-from amnesia_bench.modeling.numerics import numeric_settings, use_exact_float32
+from amnesia_bench.modeling.numerics import numeric_settings
 from amnesia_bench.printable import message
 from amnesia_bench.requests.training import TrainRequest
 from amnesia_bench.store.files import explaining_write_errors, make_folder
@@ -27,12 +27,13 @@ from amnesia_bench.store.hashing import read_manifest
 from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST, check_final, training_path
 from amnesia_bench.store.lease import Lease, holding_lease
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer, tokenizer_identity
 from amnesia_bench.tracking.metrics_file import FilePrefix
 from amnesia_bench.training.batches import Batches, FileOrder, SequenceOrder, TokenStore
 from amnesia_bench.training.blocks import compiler_failure
 from amnesia_bench.training.checkpoints import CheckpointFolder
-from amnesia_bench.training.determinism import deterministic_algorithms
+from amnesia_bench.training.determinism import rounding
 from amnesia_bench.training.export import Export, publish_trained
 from amnesia_bench.training.folder import (
     CHECKPOINTS,
@@ -53,7 +54,7 @@ from amnesia_bench.training.loop import Loop, LoopParts
 from amnesia_bench.training.models import Learner, build_learner, check_supported
 from amnesia_bench.training.optimizers import check_optimizer
 from amnesia_bench.training.processes import Processes, joined_processes, stop_requests
-from amnesia_bench.training.recorder import METRICS, Recorder
+from amnesia_bench.training.recorder import METRICS, SPEED, Recorder
 from amnesia_bench.training.room import check_resources
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import parent_by_contents
@@ -139,10 +140,13 @@ def _run_to_the_end(job: TrainingJob) -> bool:
     with (
         stop_requests() as stop_requested,
         joined_processes() as processes,
-        _numerics(job.run, processes),
+        rounding(processes.device, deterministic=job.run.train.deterministic),
     ):
         if processes.on_first(lambda: _finished_before(job)):
             return True
+        provenance = processes.on_first(
+            lambda: collect_provenance(sys.argv, seeds={"training": job.run.train.seed})
+        )
         check_optimizer(job.run.train, processes.size)
         if job.run.train.compile:
             processes.agree(compiler_failure(processes.device))
@@ -170,19 +174,12 @@ def _run_to_the_end(job: TrainingJob) -> bool:
                 init=init,
                 parents=identity.parents,
                 side_files=(folder / SETTINGS, folder / METRICS),
-                seed=job.run.train.seed,
+                speed=folder / SPEED,
+                provenance=provenance,
             )
             publish_trained(export, learner, processes, job.out)
             processes.on_first(lambda: _clear(folder))
     return True
-
-
-def _numerics(run: TrainingRun, processes: Processes) -> AbstractContextManager[None]:
-    """Choose how a GPU rounds."""
-    use_exact_float32()
-    if run.train.deterministic:
-        return deterministic_algorithms(processes.device)
-    return nullcontext()
 
 
 def _run_steps(

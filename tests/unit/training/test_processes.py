@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from amnesia_bench.errors import UserError
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.training import export
 from amnesia_bench.training.processes import joined_processes
 
@@ -53,7 +54,10 @@ def test_all_processes_wait_for_the_publication(monkeypatch: pytest.MonkeyPatch)
     learner: Any = SimpleNamespace(trained={}, untouched={}, objective=None)
     init: Any = SimpleNamespace(tensors={})
     second: Any = SimpleNamespace(first=False, on_first=waited.append)
-    what = export.Export(init=init, parents=(), side_files=(), seed=0)
+    provenance = collect_provenance([], seeds={})
+    what = export.Export(
+        init=init, parents=(), side_files=(), speed=Path("speed"), provenance=provenance
+    )
     export.publish_trained(what, learner, second, Path("out"))
     assert len(waited) == 1
 
