@@ -251,7 +251,8 @@ def peer_answers(
         ab.measure(ab.MeasureRequest(**pair, data=seed.texts), values)
     measured = values if values.exists() else None
     ab.restore(ab.RestoreRequest(**pair, measured=measured, allow_noop=True), folder)
-    candidate = open_candidate(folder, peer)
+    # Points of several peers may have the same weights, and then share their answers.
+    candidate = open_candidate(folder, "merged")
     engine = TransformersEngine.load(folder, engine_options(study.request))
     needles, problems = study.questions(fresh)
     answers = {
