@@ -181,7 +181,9 @@ def by_tune(study: Study) -> list[Measured]:
         ab.tune(study.request, folder, progress=print)
     return [
         measured_mix(
-            study, candidate.label, Mix.of({(s.layer, s.role): s.alpha for s in candidate.shares})
+            study,
+            candidate.label,
+            Mix.of({(s.layer, s.role): s.alpha for s in candidate.shares}, candidate.rest),
         )
         for candidate in tuning_of(study.out).candidates
         if candidate.fate is Fate.FINISHED
@@ -189,14 +191,18 @@ def by_tune(study: Study) -> list[Measured]:
 
 
 def by_random_search(study: Study, count: int) -> list[Measured]:
-    """Return post, QK-Restore and mixes of random shares: 0, 0.25, ..., 1 at each place."""
+    """Return post, QK-Restore and mixes of random shares: 0, 0.25, ..., 1 at each place.
+
+    All other weights have a share of 0, 0.125, ..., 0.5.
+    """
     rng = np.random.default_rng([study.seed.seed, 3])
     places = study.examiner.model.places
     space = Space(places=places, prior=prior_of(study.inputs.layers, []))
     mixes = [POST, space.qk_restore]
     while len(mixes) < count:
         drawn = rng.integers(0, 5, len(places)) / 4
-        mixes.append(Mix.of(dict(zip(places, drawn.tolist(), strict=True))))
+        rest = int(rng.integers(0, 5)) / 8
+        mixes.append(Mix.of(dict(zip(places, drawn.tolist(), strict=True)), rest))
     return [measured_mix(study, mix.described(), mix) for mix in mixes]
 
 

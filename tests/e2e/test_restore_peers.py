@@ -338,3 +338,29 @@ def test_checkpoints_with_different_weights_are_not_merged(tmp_path: Path) -> No
         with pytest.raises(UserError, match=r"broken: 'model.norm.weight' contains NaN"):
             restore(pre, post, tmp_path / "out", variant)
     assert not (tmp_path / "out").exists()
+
+
+def test_shares_by_role_and_one_for_the_rest_also_divide_fused_projections(tmp_path: Path) -> None:
+    """phi3 stores W_Q, W_K and W_V as rows of one tensor."""
+    for folder, seed in (("pre", 1), ("post", 2)):
+        pico.build("phi3", tmp_path / folder, seed=seed, dtype=torch.float64)
+    shares = [{"layer": i, "role": r, "alpha": a} for i in (0, 1) for r, a in (("q", 1), ("k", 0))]
+    rule = {"kind": "role_blend", "shares": shares, "rest": 0.25}
+    variant = tmp_path / "tuned.yaml"
+    variant.write_text(json.dumps({"select": {"roles": "all"}, "rule": rule}))
+    out = tmp_path / "out"
+    restore(tmp_path / "pre", tmp_path / "post", out, variant=load_variant(variant))
+    config = json.loads((out / "config.json").read_text())
+    dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    q_rows, kv_rows = (dim * config[f"num_{n}_heads"] for n in ("attention", "key_value"))
+    pre, post, new = (load_file(tmp_path / n / "model.safetensors") for n in ("pre", "post", "out"))
+    fused = 0
+    for name, values_ in new.items():
+        expected = 0.75 * post[name] + 0.25 * pre[name]
+        if name.endswith("qkv_proj.weight") and re.search(r"layers\.[01]\.", name):
+            fused += 1
+            expected[:q_rows] = pre[name][:q_rows]
+            expected[q_rows : q_rows + kv_rows] = post[name][q_rows : q_rows + kv_rows]
+        torch.testing.assert_close(values_, expected, rtol=1e-12, atol=1e-12, msg=name)
+    assert fused == 2
+    assert verify(out).findings == ()

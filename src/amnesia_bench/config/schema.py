@@ -193,12 +193,13 @@ class LayerShare(Frozen):
 class RoleBlend(Frozen):
     """Interpolate from post to pre with one share of pre per layer and role.
 
-    Selected tensors for which no share is listed stay those of post. `amnesia tune` writes variants
-    with this rule; they fit only the model for which they were found.
+    `rest` is the share in all other selected tensors. `amnesia tune` writes variants with this
+    rule; they fit only the model for which they were found.
     """
 
     kind: Literal["role_blend"] = "role_blend"
     shares: Annotated[tuple[LayerShare, ...], Field(min_length=1)]
+    rest: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @model_validator(mode="after")
     def _each_place_once(self) -> Self:
@@ -285,7 +286,7 @@ Rule = Annotated[
     Field(discriminator="kind"),
 ]
 # These rules treat each number of a tensor alike, so they can be applied to a whole checkpoint.
-_RULES_FOR_ALL_WEIGHTS = (Copy, Blend, Ties, Dare, MeasuredRule)
+_RULES_FOR_ALL_WEIGHTS = (Copy, Blend, RoleBlend, Ties, Dare, MeasuredRule)
 
 
 class Variant(Frozen):

@@ -47,13 +47,15 @@ class TuningScore:
 class TunedCandidate:
     """A candidate, and its scores on the questions that it answered.
 
-    `front` is true if the candidate is finished and no other finished one is better in one
-    objective and at least as good in the other.
+    `rest` is the share of pre in all weights without a place in `shares`. `front` is true if the
+    candidate is finished and no other finished one is better in one objective and at least as good
+    in the other.
     """
 
     label: str
     description: str
     shares: tuple[PlaceShare, ...]
+    rest: float
     fate: Fate
     recall: TuningScore
     reasoning: TuningScore

@@ -83,7 +83,7 @@ def _share_of_pre(rule: Blend | LayerBlend | RoleBlend, tensor: PlannedTensor) -
     if isinstance(rule, LayerBlend):
         return rule.alphas[tensor.layer]
     place = (tensor.layer, tensor.role)
-    return next((s.alpha for s in rule.shares if (s.layer, s.role) == place), 0.0)
+    return next((s.alpha for s in rule.shares if (s.layer, s.role) == place), rule.rest)
 
 
 def _finite_values(pair: Pair, name: str, piece: Piece) -> tuple[Float64, Float64]:

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from amnesia_bench.config.schema import Select, TopDrift
 from amnesia_bench.errors import UserError
@@ -115,6 +115,42 @@ def plan_whole_checkpoint(attention: AttentionMap, post: Checkpoint) -> tuple[La
             layers.setdefault(layer, []).append(tensor)
     ordered = sorted(layers, key=lambda layer: (layer is None, layer))
     return tuple(LayerPlan(layer=layer, tensors=tuple(layers[layer])) for layer in ordered)
+
+
+def divided_by_role(
+    plans: Iterable[LayerPlan], attention: AttentionMap, post: Checkpoint
+) -> tuple[LayerPlan, ...]:
+    """Divide the tensors of a whole checkpoint that several roles share into the rows of each role.
+
+    The rows of such a tensor that belong to no known role stay together, without a role.
+    """
+    return tuple(
+        LayerPlan(
+            layer=plan.layer,
+            tensors=tuple(
+                part for tensor in plan.tensors for part in _divided(tensor, attention, post)
+            ),
+        )
+        for plan in plans
+    )
+
+
+def _divided(
+    tensor: PlannedTensor, attention: AttentionMap, post: Checkpoint
+) -> Iterator[PlannedTensor]:
+    of_roles = [each for each in attention.tensors if each.name == tensor.name]
+    if len(of_roles) < 2:
+        yield tensor
+        return
+    parts = [_planned_tensor(each, None, attention, post) for each in of_roles]
+    yield from parts
+    others, start = [], 0
+    for first, stop in _merged(rows for part in parts for rows in part.rows):
+        others.append((start, first))
+        start = stop
+    others.append((start, tensor.rows[0][1]))
+    if rows := tuple((first, stop) for first, stop in others if first < stop):
+        yield replace(tensor, rows=rows)
 
 
 def _layer_of(name: str, root: str) -> int | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from amnesia_bench import __version__
-from amnesia_bench.config.schema import Blend, TopDrift, Variant
+from amnesia_bench.config.schema import Blend, RoleBlend, TopDrift, Variant
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import FileEntry
@@ -43,6 +43,7 @@ from amnesia_bench.surgery.pairing import (
 from amnesia_bench.surgery.plan import (
     LayerPlan,
     candidate_layers,
+    divided_by_role,
     make_plan,
     plan_whole_checkpoint,
 )
@@ -210,6 +211,8 @@ def _plans(pair: Pair, variant: Variant) -> tuple[LayerPlan, ...]:
     plans = plan_whole_checkpoint(pair.attention, pair.post)
     names = [tensor.name for plan in plans for tensor in plan.tensors]
     check_all_weights(pair.pre, pair.post, names)
+    if isinstance(variant.rule, RoleBlend):
+        return divided_by_role(plans, pair.attention, pair.post)
     return plans
 
 

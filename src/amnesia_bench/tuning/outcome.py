@@ -34,7 +34,7 @@ def choose_candidate(finished: Sequence[Entry]) -> Entry:
     """Return the candidate that `RULE` chooses; the first of `finished` is post."""
     least = finished[0].share(Objective.REASONING) - _TOLERATED_LOSS - 1e-9
     allowed = [entry for entry in finished if entry.share(Objective.REASONING) >= least]
-    return max(allowed, key=lambda entry: (*entry.point(), -entry.mix.change))
+    return max(allowed, key=lambda entry: (*entry.point(), -entry.mix.rest, -entry.mix.change))
 
 
 def confirm(entries: Sequence[Entry], evaluator: Evaluator, rules: RaceRules) -> tuple[Entry, ...]:
@@ -108,6 +108,7 @@ def _candidate(entry: Entry, in_front: bool) -> TunedCandidate:
             PlaceShare(layer=layer, role=role, alpha=alpha)
             for layer, role, alpha in entry.mix.shares
         ),
+        rest=entry.mix.rest,
         fate=entry.fate,
         recall=_score(entry.correct[Objective.RECALL]),
         reasoning=_score(entry.correct[Objective.REASONING]),

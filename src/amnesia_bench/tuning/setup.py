@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amnesia_bench.config.load import load_niah, load_variant
-from amnesia_bench.config.schema import Select
+from amnesia_bench.config.schema import LayerShare, RoleBlend, Select, Variant
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import Candidate, open_candidates
 from amnesia_bench.inference.load_engine import check_hypenet
@@ -24,6 +24,7 @@ from amnesia_bench.requests.checkpoints import RestoreRequest
 from amnesia_bench.requests.tuning import ReasoningProblems, TuneRequest
 from amnesia_bench.store.layout import store_root
 from amnesia_bench.surgery.layer_values import refuse_adapters
+from amnesia_bench.surgery.plan import PlannedTensor
 from amnesia_bench.surgery.restoration import RestoreJob, prepare_restore
 from amnesia_bench.tokenizers.chat_format import prompt_format
 from amnesia_bench.tuning.evaluation import Examiner
@@ -35,9 +36,14 @@ from amnesia_bench.tuning.swapping import SwappedModel
 
 @dataclass(frozen=True, kw_only=True)
 class TuningInputs:
-    """The checkpoints and the questions: those of the search, and fresh ones that confirm it."""
+    """The checkpoints and the questions: those of the search, and fresh ones that confirm it.
+
+    `job` plans the weights with a place, `rest` are all others; it is empty if they cannot be
+    restored.
+    """
 
     job: RestoreJob
+    rest: tuple[PlannedTensor, ...]
     pre: Candidate
     post: Candidate
     task: ReasoningTask
@@ -80,6 +86,7 @@ def open_inputs(request: TuneRequest) -> TuningInputs:
     rules.check_budget()
     return TuningInputs(
         job=job,
+        rest=plan_rest(job),
         pre=pre,
         post=post,
         task=task,
@@ -122,6 +129,32 @@ def _plan(request: TuneRequest) -> RestoreJob:
     return job
 
 
+def plan_rest(job: RestoreJob) -> tuple[PlannedTensor, ...]:
+    """Return all weights without a place, or none if the checkpoints do not match in all weights.
+
+    They may have different vocabularies, for example.
+    """
+    shares = [
+        LayerShare(layer=tensor.layer, role=tensor.role, alpha=0.0)
+        for plan in job.plans
+        for tensor in plan.tensors
+        if tensor.layer is not None and tensor.role is not None
+    ]
+    listed = {(share.layer, share.role): share for share in shares}
+    rule = RoleBlend(shares=tuple(listed.values()), rest=1.0)
+    variant = Variant(name="rest", select=Select(roles="all"), rule=rule)
+    try:
+        whole = prepare_restore(job.request.model_copy(update={"variant": variant}))
+    except UserError:
+        return ()
+    return tuple(
+        tensor
+        for plan in whole.plans
+        for tensor in plan.tensors
+        if (tensor.layer, tensor.role) not in listed
+    )
+
+
 def open_examiner(
     request: TuneRequest, inputs: TuningInputs, count: Callable[[int, int], None]
 ) -> Examiner:
@@ -138,7 +171,7 @@ def open_examiner(
     engine = TransformersEngine.load(request.post, engine_options(request))
     held = HeldEngine(engine, inputs.pre.held + inputs.post.held)
     return Examiner(
-        model=SwappedModel(engine, inputs.job.pair, inputs.job.plans),
+        model=SwappedModel(engine, inputs.job.pair, inputs.job.plans, inputs.rest),
         engine=ProgressEngine(held, count),
         pre=inputs.pre,
         post=inputs.post,

@@ -9,6 +9,7 @@ written in place.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -37,14 +38,25 @@ class SwappedModel:
     Args:
         engine: the engine with the model of post.
         pair: the files of pre and post.
-        plans: the tensors that may be changed, by layer.
+        plans: the tensors with a place, by layer.
+        rest: all other weights, which get one share; empty if they must stay post's.
+
+    Attributes:
+        can_change_rest: whether all other weights can be changed: they are in `rest`, and the model
+            stores them as the files do.
 
     Raises:
         UserError: the model's parameters do not match the tensors of post's files, or a tensor is
             half of an adapter.
     """
 
-    def __init__(self, engine: TransformersEngine, pair: Pair, plans: Sequence[LayerPlan]) -> None:
+    def __init__(
+        self,
+        engine: TransformersEngine,
+        pair: Pair,
+        plans: Sequence[LayerPlan],
+        rest: Sequence[PlannedTensor] = (),
+    ) -> None:
         self.engine = engine
         self._pair = pair
         self._tensors: dict[Place, list[PlannedTensor]] = {}
@@ -53,9 +65,15 @@ class SwappedModel:
                 assert tensor.layer is not None, tensor
                 assert tensor.role is not None, tensor
                 self._tensors.setdefault((tensor.layer, tensor.role), []).append(tensor)
-        self._parameters = _parameters(engine.module, self._tensors)
+        tuned = [tensor for tensors in self._tensors.values() for tensor in tensors]
+        self._parameters = self._stored_as_in_files(tuned)
+        self._rest: Sequence[PlannedTensor] = ()
+        # Models do not keep every weight of a checkpoint in the form of the file.
+        with suppress(UserError):
+            self._parameters |= self._stored_as_in_files(rest)
+            self._rest = rest
+        self.can_change_rest = bool(self._rest)
         self._post = {name: parameter.data for name, parameter in self._parameters.items()}
-        self._check_post()
         self.mix = Mix(())
         self._num_layers = len(pair.attention.layer_kinds)
         self.memo = engine.share_layers(sorted({layer for layer, _ in self._tensors}))
@@ -66,7 +84,7 @@ class SwappedModel:
         return tuple(self._tensors)
 
     def become(self, mix: Mix) -> None:
-        """Set the tuned tensors to a mix; all others are post's.
+        """Set the weights to a mix.
 
         Raises:
             UserError: pre or post contains NaN or infinity in a tensor that changes.
@@ -74,19 +92,23 @@ class SwappedModel:
         if mix == self.mix:
             return
         values = dict(self._post)
-        for layer, role, alpha in mix.shares:
-            for tensor in self._tensors[layer, role]:
-                if values[tensor.name] is self._post[tensor.name]:
-                    post = values[tensor.name]
-                    values[tensor.name] = post.clone(memory_format=torch.contiguous_format)
-                self._write(values[tensor.name], tensor, alpha)
+        changed = [
+            (tensor, alpha)
+            for layer, role, alpha in mix.shares
+            for tensor in self._tensors[layer, role]
+        ]
+        changed += [(tensor, mix.rest) for tensor in self._rest if mix.rest]
+        for tensor, alpha in changed:
+            if values[tensor.name] is self._post[tensor.name]:
+                post = values[tensor.name]
+                values[tensor.name] = post.clone(memory_format=torch.contiguous_format)
+            self._write(values[tensor.name], tensor, alpha)
         for name, value in values.items():
             self._parameters[name].data = value
         self.mix = mix
         if self.memo is not None:
-            self.memo.first_changed = min(
-                (layer for layer, _, _ in mix.shares), default=self._num_layers
-            )
+            layers = [0] if mix.rest else [layer for layer, _, _ in mix.shares]
+            self.memo.first_changed = min(layers, default=self._num_layers)
 
     def _write(self, target: Tensor, tensor: PlannedTensor, alpha: float) -> None:
         """Write the new values of the planned rows into a copy of a parameter."""
@@ -97,9 +119,15 @@ class SwappedModel:
                 new = decode(compute(piece), piece.dtype)
                 flat[piece.start : piece.start + len(new)] = torch.from_numpy(new).to(target)
 
-    def _check_post(self) -> None:
-        """Compare each parameter with the tensor of post's files that it should contain."""
-        for name, value in self._post.items():
+    def _stored_as_in_files(self, tensors: Sequence[PlannedTensor]) -> dict[str, Any]:
+        """Return the parameters of tensors, after a comparison with post's files.
+
+        Raises:
+            UserError: a tensor has no parameter, or its parameter has other values.
+        """
+        parameters = _parameters(self.engine.module, tensors)
+        for name, parameter in parameters.items():
+            value = parameter.data
             _, entry = self._pair.post.tensors[name]
             stored = decode(self._pair.post.read(name), entry.dtype).reshape(entry.shape)
             if tuple(value.shape) != entry.shape or not torch.allclose(
@@ -110,19 +138,21 @@ class SwappedModel:
                     "form than the file, so its weights cannot be exchanged",
                     hint="Save the checkpoint again with transformers' save_pretrained.",
                 )
+        return parameters
 
 
-def _parameters(module: Any, tensors: Mapping[Place, Sequence[PlannedTensor]]) -> dict[str, Any]:
-    by_name = {plain_name(name): value for name, value in module.named_parameters()}
+def _parameters(module: Any, tensors: Sequence[PlannedTensor]) -> dict[str, Any]:
+    # Of tied weights, the file may have either name.
+    named = module.named_parameters(remove_duplicate=False)
+    by_name = {plain_name(name): value for name, value in named}
     parameters = {}
-    for planned in tensors.values():
-        for tensor in planned:
-            if plain_name(tensor.name) not in by_name:
-                raise UserError(
-                    f"{type(module).__name__} has no parameter {plain_name(tensor.name)}: its "
-                    "parameter names differ from the tensor names of its checkpoint"
-                )
-            parameters[tensor.name] = by_name[plain_name(tensor.name)]
+    for tensor in tensors:
+        if plain_name(tensor.name) not in by_name:
+            raise UserError(
+                f"{type(module).__name__} has no parameter {plain_name(tensor.name)}: its "
+                "parameter names differ from the tensor names of its checkpoint"
+            )
+        parameters[tensor.name] = by_name[plain_name(tensor.name)]
     return parameters
 
 

@@ -101,7 +101,7 @@ def tune(
     _report_sharing(examiner, progress)
     parents = inputs.pre.parent, inputs.post.parent
     record = tuning_record(result, parents, settings_of(request, examiner))
-    _write(request, chosen.mix.variant(_VARIANT, space.places[0]), record, out)
+    _write(request, chosen.mix.variant(_VARIANT, space.places), record, out)
     return record
 
 
@@ -111,7 +111,9 @@ def _space(examiner: Examiner, screens: list[Screen]) -> Space:
     by_layer = [
         {int(layer): value for layer, value in screen.by_layer.items()} for screen in screens
     ]
-    return Space(places=places, prior=prior_of(layers, by_layer))
+    return Space(
+        places=places, prior=prior_of(layers, by_layer), rest=examiner.model.can_change_rest
+    )
 
 
 def _search(

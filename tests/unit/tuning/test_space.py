@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import yaml
@@ -64,9 +66,33 @@ def test_no_screen_decides_alone() -> None:
 
 def test_a_mix_is_a_variant_that_a_file_can_hold(tmp_path) -> None:
     mix = SPACE.mix(("qk", [5], 0.5), ("o", [2], 1.0))
-    variant = mix.variant("tuned", SPACE.places[0])
+    variant = mix.variant("tuned", SPACE.places)
     file = tmp_path / "tuned.yaml"
     file.write_text(yaml.safe_dump(variant.model_dump(mode="json", exclude={"name"})))
     assert load_variant(file) == variant
-    unchanged = POST.variant("tuned", SPACE.places[0])
+    unchanged = POST.variant("tuned", SPACE.places)
     assert [share.alpha for share in unchanged.rule.shares] == [0.0]
+    assert not unchanged.select.whole_checkpoint
+
+
+def test_all_other_weights_are_a_dimension_of_their_own(tmp_path) -> None:
+    space = replace(SPACE, rest=True)
+    mix = space.mix(("qk", [5], 0.5))
+    with_rest = replace(mix, rest=0.25)
+    assert with_rest.sha256 != mix.sha256
+    assert with_rest.described() == "q, k 0.5 in layer 5; all other weights 0.25"
+    variant = with_rest.variant("tuned", space.places)
+    assert variant.select.whole_checkpoint
+    # A place without a share stays post's, so the variant lists it.
+    assert len(variant.rule.shares) == len(space.places)
+    assert {share.alpha for share in variant.rule.shares} == {0.0, 0.5}
+    file = tmp_path / "tuned.yaml"
+    file.write_text(yaml.safe_dump(variant.model_dump(mode="json", exclude={"name"})))
+    assert load_variant(file) == variant
+    planned = list(space.planned())
+    assert planned[0] == space.everywhere(0.25)
+    assert planned[5:] == list(SPACE.planned())
+    rng = np.random.default_rng(0)
+    found = {space.offspring([POST, space.everywhere(0.25)], rng) for _ in range(300)}
+    assert {mix.rest for mix in found} == {0.0, 0.125, 0.25, 0.375, 0.5}
+    assert all(mix.rest == 0 for mix in (SPACE.offspring([POST], rng) for _ in range(100)))
