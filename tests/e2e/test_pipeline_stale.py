@@ -140,7 +140,7 @@ def test_what_follows_from_what_is_not_done_is_looked_at_too() -> None:
 
 def as_newer(folder: Path) -> None:
     path = folder / MANIFEST
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 99'))
 
 
 @pytest.mark.parametrize("repair", [False, True])
@@ -149,7 +149,7 @@ def test_what_a_newer_version_made_is_neither_damaged_nor_removed(
 ) -> None:
     as_newer(TOKENIZER.folder(store))
     before = finished(store)
-    with pytest.raises(NewerVersionError, match="schema 99, this version reads 1") as caught:
+    with pytest.raises(NewerVersionError, match="schema 99, this version reads 2") as caught:
         run_graph(store, small_graph(), RunOptions(repair=repair))
     assert "repair" not in str(caught.value)
     assert finished(store) == before

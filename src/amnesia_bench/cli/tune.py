@@ -6,11 +6,12 @@ r"""Search the best trade-off of recall against reasoning between two checkpoint
       --data problems.jsonl --ranking ranking.json --out TUNED eval.max_new_tokens=1024
 
 A candidate gives each role (W_Q, W_K, their norms, W_O) of each softmax layer its own share of
-BASE. Candidates answer the same needle prompts and problems in a race; those that are significantly
-worse than FINETUNE or than QK-Restore are dropped. The chosen one, which has the most recall among
-those whose reasoning is within 1 point of FINETUNE's, is confirmed on fresh prompts and problems,
-and written as a checkpoint with its proof. The budget is a number of full evaluations; the
-confirmation comes on top. To resume an interrupted search, run the same command again.
+BASE, and all other weights one share together. Candidates answer the same needle prompts and
+problems in a race; those that are significantly worse than FINETUNE or than QK-Restore are dropped.
+The chosen one, which has the most recall among those whose reasoning is within 1 point of
+FINETUNE's, is confirmed on fresh prompts and problems, and written as a checkpoint with its proof.
+The budget is a number of full evaluations; the confirmation comes on top. To resume an interrupted
+search, run the same command again.
 """
 
 from __future__ import annotations

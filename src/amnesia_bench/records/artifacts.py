@@ -10,7 +10,7 @@ from typing import Any, Self
 from amnesia_bench.errors import NewerVersionError
 from amnesia_bench.records import codec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no `Provenance.seconds`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,4 +132,6 @@ class Manifest:
                 f"{where}: manifest of schema {version}, this version reads {SCHEMA_VERSION}",
                 hint="Read it with the newer version of amnesia-bench that wrote it.",
             )
+        if version == 1 and isinstance(data, dict) and isinstance(data.get("provenance"), dict):
+            data = {**data, "provenance": {"seconds": None} | data["provenance"]}
         return codec.from_json(cls, data, where)

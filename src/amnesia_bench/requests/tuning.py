@@ -40,7 +40,7 @@ class ReasoningProblems(Frozen):
 
 
 class TuneRequest(Request):
-    """`tune`: search the shares of pre in the softmax layers of post, on a budget of evaluations.
+    """`tune`: search the shares of pre that post needs to recall again, on a budget of evaluations.
 
     Attributes:
         pre, post: folders of the checkpoints before and after the fine-tune.

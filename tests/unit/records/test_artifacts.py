@@ -63,5 +63,13 @@ def test_a_file_is_listed_once() -> None:
 
 
 def test_a_manifest_of_a_later_schema_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"m\.json: manifest of schema 2"):
-        Manifest.from_json(MANIFEST.to_json() | {"schema_version": 2, "new": 1}, "m.json")
+    with pytest.raises(UserError, match=r"m\.json: manifest of schema 3"):
+        Manifest.from_json(MANIFEST.to_json() | {"schema_version": 3, "new": 1}, "m.json")
+
+
+def test_a_manifest_of_the_first_schema_is_read() -> None:
+    data = MANIFEST.to_json() | {"schema_version": 1}
+    del data["provenance"]["seconds"]
+    manifest = Manifest.from_json(data, "m.json")
+    assert manifest.provenance == MANIFEST.provenance
+    assert Manifest.from_json(manifest.to_json(), "m.json") == manifest

@@ -156,7 +156,7 @@ def test_what_lies_in_a_folder_that_cannot_be_read_is_not_missing(
 
 def test_a_manifest_of_a_newer_version_is_told_from_a_damaged_one(artifact: Path) -> None:
     path = artifact / "manifest.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 99'))
     with pytest.raises(NewerVersionError, match="schema 99") as caught:
         read_manifest(artifact)
     assert "newer version of amnesia-bench" in str(caught.value.hint)
