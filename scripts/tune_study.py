@@ -18,7 +18,9 @@ main constant:
 Random search draws shares from the same space as tune. A method is measured by the hypervolume of
 recall times reasoning of the checkpoints on its front. The front is found on the questions of the
 search, and the hypervolume is that on fresh questions. Also shown: the checkpoint that the rule of
-tune chooses among those of each method. Answers are kept in OUT, so a stopped study resumes.
+tune chooses among those of each method. Answers are kept in OUT, so a stopped study resumes. For a
+seed that is finished elsewhere, OUT needs only seedN/rows.json and seedN/tuned/tuning.json
+(results/published/tune).
 """
 
 from __future__ import annotations
@@ -296,6 +298,19 @@ def rows_of(seed: Seed, args: argparse.Namespace, out: Path) -> Iterator[dict[st
         yield row_of(peer, by_peer(study, peer, args.budget))
 
 
+def finished_rows(args: argparse.Namespace, number: int, out: Path) -> list[dict[str, object]]:
+    """Return the rows of a seed; if `out` has them, from this or another machine, compute none."""
+    record = out / "rows.json"
+    if not record.is_file():
+        rows = []
+        for row in rows_of(inputs_of(args.store, number, args, out), args, out):
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+        record.write_text(json.dumps(rows, indent=2) + "\n")
+    finished: list[dict[str, object]] = json.loads(record.read_text())
+    return finished
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--store", type=Path, required=True, help="store of the laptop profile")
@@ -315,12 +330,7 @@ def main() -> None:
     for number in map(int, args.seeds.split(",")):
         out = args.out / f"seed{number}"
         out.mkdir(parents=True, exist_ok=True)
-        seed = inputs_of(args.store, number, args, out)
-        rows[number] = []
-        for row in rows_of(seed, args, out):
-            print(json.dumps(row), flush=True)
-            rows[number].append(row)
-    (args.out / "study.json").write_text(json.dumps(rows, indent=2) + "\n")
+        rows[number] = finished_rows(args, number, out)
     title = (
         f"Seeds {args.seeds}; budget {args.budget} full evaluations of {6 * args.samples} prompts "
         f"and {args.problems} problems; hypervolume on fresh questions. Chosen by: {RULE}.\n"
