@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from amnesia_bench.config.load import load_training
-from amnesia_bench.training.determinism import deterministic_algorithms
+from amnesia_bench.training.determinism import deterministic_algorithms, rounding
 from amnesia_bench.training.folder import RunIdentity, check_resume_matches, read_run_identity
-from amnesia_bench.training.run import _numerics
 from tests.support.training_runs import training_run
 
 VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
@@ -37,12 +36,12 @@ def test_a_gpu_uses_deterministic_algorithms_within_the_block(
     ("device", "deterministic", "expected"),
     [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)],
 )
-def test_a_config_asks_for_it_and_a_cpu_needs_none(
+def test_it_has_to_be_asked_for_and_a_cpu_needs_none(
     monkeypatch: pytest.MonkeyPatch, device: str, deterministic: bool, expected: bool
 ) -> None:
     monkeypatch.setenv(VARIABLE, ":16:8")
     processes: Any = SimpleNamespace(device=torch.device(device))
-    with _numerics(training_run({"deterministic": deterministic}), processes):
+    with rounding(processes.device, deterministic=deterministic):
         assert enabled() == expected
 
 
