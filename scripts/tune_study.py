@@ -29,7 +29,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -263,9 +263,11 @@ def peer_answers(
     candidate = open_candidate(folder, "merged")
     engine = TransformersEngine.load(folder, engine_options(study.request))
     needles, problems = study.questions(fresh)
+    # Some points have the weights of post, whose answers were recorded under another name.
+    examiner = replace(study.examiner, work=study.out / "answers_of_peers")
     answers = {
-        Objective.RECALL.value: list(study.examiner.recall(engine, candidate, needles)),
-        Objective.REASONING.value: list(study.examiner.reasoning(engine, candidate, problems)),
+        Objective.RECALL.value: list(examiner.recall(engine, candidate, needles)),
+        Objective.REASONING.value: list(examiner.reasoning(engine, candidate, problems)),
     }
     shutil.rmtree(folder)
     return answers
