@@ -19,8 +19,7 @@ Random search draws shares from the same space as tune. A method is measured by 
 recall times reasoning of the checkpoints on its front. The front is found on the questions of the
 search, and the hypervolume is that on fresh questions. Also shown: the checkpoint that the rule of
 tune chooses among those of each method. Answers are kept in OUT, so a stopped study resumes. For a
-seed that is finished elsewhere, OUT needs only seedN/rows.json and seedN/tuned/tuning.json
-(results/published/tune).
+seed that is finished elsewhere, OUT needs only seedN/rows.json and seedN/tuned/tuning.json.
 """
 
 from __future__ import annotations
