@@ -28,8 +28,8 @@ def main() -> None:
         "not yet widened to the interval over prompts) contain the mean, in "
         f"{runs:,} simulated reports "
         f"per number. Each seed answers {PROMPTS} prompts; its recall has a normal distribution "
-        f"around {100 * RECALL:.0f} %, clipped to 0 to 100 %. *Shared*: all seeds have the same "
-        "prompts, which explain half of the variance of an answer.\n"
+        f"around {100 * RECALL:.0f} %, clipped to 0 to 100 %. *Shared*: all seeds answer the "
+        "same prompts; the difficulty of the prompt accounts for half of an answer's variance.\n"
     )
     print("| standard deviation of seeds, points | prompts | 3 seeds | 5 seeds | 10 seeds |")
     print("|---|---|---|---|---|")

@@ -19,7 +19,8 @@ Random search draws shares from the same space as tune. A method is measured by 
 recall times reasoning of the checkpoints on its front. The front is found on the questions of the
 search, and the hypervolume is that on fresh questions. Also shown: the checkpoint that the rule of
 tune chooses among those of each method. Answers are kept in OUT, so a stopped study resumes. For a
-seed that is finished elsewhere, OUT needs only seedN/rows.json and seedN/tuned/tuning.json.
+seed that is finished elsewhere, OUT needs only settings.json, seedN/rows.json and
+seedN/tuned/tuning.json.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.reasoning.task import ProblemSet
 from amnesia_bench.records import codec
 from amnesia_bench.records.tuning import Fate, Tuning
+from amnesia_bench.store.files import replace_text
 from amnesia_bench.tuning.evaluation import Examiner, ModelEvaluator
 from amnesia_bench.tuning.outcome import RULE, choose_candidate
 from amnesia_bench.tuning.pareto import front_of, hypervolume
@@ -302,14 +304,25 @@ def rows_of(seed: Seed, args: argparse.Namespace, out: Path) -> Iterator[dict[st
 def finished_rows(args: argparse.Namespace, number: int, out: Path) -> list[dict[str, object]]:
     """Return the rows of a seed; if `out` has them, from this or another machine, compute none."""
     record = out / "rows.json"
-    if not record.is_file():
-        rows = []
-        for row in rows_of(inputs_of(args.store, number, args, out), args, out):
-            print(json.dumps(row), flush=True)
-            rows.append(row)
-        record.write_text(json.dumps(rows, indent=2) + "\n")
-    finished: list[dict[str, object]] = json.loads(record.read_text())
-    return finished
+    if record.is_file():
+        rows: list[dict[str, object]] = json.loads(record.read_text())
+        return rows
+    rows = []
+    for row in rows_of(inputs_of(args.store, number, args, out), args, out):
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    replace_text(record, json.dumps(rows, indent=2) + "\n")
+    return rows
+
+
+def check_settings(args: argparse.Namespace) -> None:
+    """Refuse a folder with results of another budget, other questions or other peers."""
+    path = args.out / "settings.json"
+    settings = {name: getattr(args, name) for name in ("budget", "samples", "problems", "peers")}
+    args.out.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and (kept := json.loads(path.read_text())) != settings:
+        raise UserError(f"{args.out}: has results with {kept}, not {settings}")
+    replace_text(path, json.dumps(settings, indent=2) + "\n")
 
 
 def main() -> None:
@@ -327,6 +340,7 @@ def main() -> None:
         help="folder in STORE on which lm_cocktail and step_back measure losses",
     )
     args = parser.parse_args()
+    check_settings(args)
     rows: dict[int, list[dict[str, object]]] = {}
     for number in map(int, args.seeds.split(",")):
         out = args.out / f"seed{number}"

@@ -109,6 +109,7 @@ def test_random_models_tie_and_the_checkpoint_is_post(
     assert typed(inputs, tmp_path / "out", tmp_path / "work") == ExitCode.DONE
     record = record_of(tmp_path / "out")
     assert record.chosen == "post"
+    assert record.settings["other_weights"] == "searched"
     assert "the checkpoint is post's" in capsys.readouterr().out
     assert [c.fate for c in record.candidates[:2]] == [Fate.FINISHED] * 2
     assert record.work.answers <= 4 * record.work.full == 24

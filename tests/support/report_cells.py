@@ -136,7 +136,10 @@ def publish(
 ) -> Path:
     """Publish records as an artifact, from a clean tree unless said otherwise."""
     provenance = replace(
-        collect_provenance(["amnesia", "test"], {}), commit="0" * 40, dirty=dirty, seconds=seconds
+        collect_provenance(["amnesia", "test"], {}),
+        commit="0" * 40,
+        dirty=dirty,
+        training_seconds=seconds,
     )
     with publishing(folder) as work:
         for name, records in files.items():

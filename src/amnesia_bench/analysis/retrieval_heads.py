@@ -1,4 +1,4 @@
-"""The tokens of an answer that each attention head copies from a needle (arXiv 2404.15574).
+"""Score attention heads by how much of an answer they copy from a needle (arXiv 2404.15574).
 
 A head copies an answer's token if, at the position that predicts it, the head attends most to a
 token of the needle, and this token equals the answer's. The answer is given to the model ("teacher

@@ -189,7 +189,7 @@ def _samples(
 ) -> tuple[list[ScoredSample], str | None]:
     """Return the samples of a metric, or the reason why it has no score per sample."""
     own = [line for line in lines if line.filter == scorer and metric in line.values]
-    # A data set may contain a document twice; the copies are told apart by their order in it.
+    # A data set may contain a document twice; copies are distinguished by their order.
     copies: dict[str, list[int]] = {}
     for line in own:
         ids = copies.setdefault(line.doc_hash, [])

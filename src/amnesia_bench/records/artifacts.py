@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Self
 
 from amnesia_bench.errors import NewerVersionError
 from amnesia_bench.records import codec
 
-SCHEMA_VERSION = 2  # 1 had no `Provenance.seconds`
+SCHEMA_VERSION = 2  # 1 had no `Provenance.training_seconds`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +77,9 @@ class Provenance:
 
     `commit`, `dirty` and `dirty_diff_sha256` are None if the package is not tracked in a git work
     tree. `started` and `ended` are UTC times in ISO 8601; `ended` is None until the artifact is
-    complete. A training may have been resumed by the process that these are of; `seconds` is the
-    time of all its steps, and None for other artifacts. Secrets in `command` are masked.
+    complete. They are those of the last process if a run was resumed. `training_seconds` is the
+    time of all steps of a training, also in earlier processes; None for other artifacts. Secrets in
+    `command` are masked.
     """
 
     tool_version: str
@@ -91,7 +93,17 @@ class Provenance:
     started: str
     ended: str | None
     command: tuple[str, ...]
-    seconds: float | None = None
+    training_seconds: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took to make the artifact; None until it is complete."""
+        if self.training_seconds is not None:
+            return self.training_seconds
+        if self.ended is None:
+            return None
+        started, ended = map(datetime.fromisoformat, (self.started, self.ended))
+        return (ended - started).total_seconds()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,5 +145,5 @@ class Manifest:
                 hint="Read it with the newer version of amnesia-bench that wrote it.",
             )
         if version == 1 and isinstance(data, dict) and isinstance(data.get("provenance"), dict):
-            data = {**data, "provenance": {"seconds": None} | data["provenance"]}
+            data = {**data, "provenance": {"training_seconds": None} | data["provenance"]}
         return codec.from_json(cls, data, where)

@@ -110,8 +110,8 @@ def found_values(text: str, values: Sequence[str]) -> tuple[bool, ...]:
 class Recall:
     """The recall of one checkpoint: the mean score of its `n` answers, with its interval.
 
-    The score of an answer is the share of the values that it contains. `correct` answers contain
-    all values. `empty` is the number of empty answers, which count as wrong.
+    An answer scores the fraction of the expected values that it contains. `correct` answers contain
+    all of them. `empty` is the number of empty answers, which count as wrong.
     """
 
     correct: int

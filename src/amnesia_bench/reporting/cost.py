@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
 
-from amnesia_bench.records.artifacts import Hardware, Provenance
+from amnesia_bench.records.artifacts import Hardware
 from amnesia_bench.records.report import ReportCost
 from amnesia_bench.reporting.sources import CellEntry
 
@@ -20,18 +19,9 @@ def cost_of_cells(entries: Iterable[CellEntry]) -> ReportCost:
     made = [manifest.provenance for manifest in manifests.values()]
     return ReportCost(
         artifacts=len(made),
-        seconds=sum(map(_seconds, made)),
+        seconds=sum(provenance.seconds or 0.0 for provenance in made),
         machines=tuple(sorted({_machine(provenance.hardware) for provenance in made})),
     )
-
-
-def _seconds(provenance: Provenance) -> float:
-    if provenance.seconds is not None:
-        return provenance.seconds
-    if provenance.ended is None:
-        return 0.0
-    started, ended = map(datetime.fromisoformat, (provenance.started, provenance.ended))
-    return (ended - started).total_seconds()
 
 
 def _machine(hardware: Hardware) -> str:

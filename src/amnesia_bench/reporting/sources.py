@@ -27,8 +27,8 @@ class CellEntry:
     """A cell with its labels in the report, the path of its file, and its origin.
 
     `artifact` is the published folder that contains the file, or None. `ancestry` has the manifests
-    of this artifact and of those that it was made from, as far as they are on this machine. `files`
-    reads and caches the other files of the same folder.
+    of this artifact and of its ancestors that are on this machine. `files` reads and caches the
+    other files of the same folder.
     """
 
     model: str

@@ -77,7 +77,7 @@ def publish_trained(export: Export, learner: Learner, processes: Processes, out:
 
 
 def _publish(export: Export, tensors: Mapping[str, Tensor | None], out: Path) -> None:
-    provenance = replace(export.provenance, seconds=recorded_seconds(export.speed))
+    provenance = replace(export.provenance, training_seconds=recorded_seconds(export.speed))
     with publishing(out, kept="complete checkpoints are kept") as work:
         writer = ShardWriter(work.folder)
         for name, tensor in _tensors(export.init, tensors):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amnesia_bench.config.load import load_niah, load_variant
-from amnesia_bench.config.schema import LayerShare, RoleBlend, Select, Variant
+from amnesia_bench.config.schema import Select
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import Candidate, open_candidates
 from amnesia_bench.inference.load_engine import check_hypenet
@@ -30,7 +30,7 @@ from amnesia_bench.tokenizers.chat_format import prompt_format
 from amnesia_bench.tuning.evaluation import Examiner
 from amnesia_bench.tuning.questions import Needles, split_problems, split_prompts
 from amnesia_bench.tuning.racing import RaceRules
-from amnesia_bench.tuning.space import TUNED_ROLES
+from amnesia_bench.tuning.space import TUNED_ROLES, Mix
 from amnesia_bench.tuning.swapping import SwappedModel
 
 
@@ -134,15 +134,13 @@ def plan_rest(job: RestoreJob) -> tuple[PlannedTensor, ...]:
 
     They may have different vocabularies, for example.
     """
-    shares = [
-        LayerShare(layer=tensor.layer, role=tensor.role, alpha=0.0)
+    places = {
+        (tensor.layer, tensor.role): None
         for plan in job.plans
         for tensor in plan.tensors
         if tensor.layer is not None and tensor.role is not None
-    ]
-    listed = {(share.layer, share.role): share for share in shares}
-    rule = RoleBlend(shares=tuple(listed.values()), rest=1.0)
-    variant = Variant(name="rest", select=Select(roles="all"), rule=rule)
+    }
+    variant = Mix.of({}, rest=1.0).variant("rest", tuple(places))
     try:
         whole = prepare_restore(job.request.model_copy(update={"variant": variant}))
     except UserError:
@@ -151,7 +149,7 @@ def plan_rest(job: RestoreJob) -> tuple[PlannedTensor, ...]:
         tensor
         for plan in whole.plans
         for tensor in plan.tensors
-        if (tensor.layer, tensor.role) not in listed
+        if (tensor.layer, tensor.role) not in places
     )
 
 
@@ -205,6 +203,7 @@ def settings_of(request: TuneRequest, examiner: Examiner) -> Mapping[str, str]:
     reasoning = request.reasoning
     return {
         **examiner.engine.settings,
+        "other_weights": "searched" if examiner.model.can_change_rest else "of post",
         "prompts": _name(request.prompts),
         "fresh_prompts": "half of prompts"
         if request.fresh_prompts is None

@@ -85,7 +85,7 @@ def tune(
     pre_logits = prediction_logits(request.pre, engine_options(request), few, tokenizer)
     examiner = open_examiner(request, inputs, count)
     screens.append(kl_screen(examiner.model, pre_logits, few, tokenizer, progress))
-    space = _space(examiner, screens)
+    space = _space(examiner, screens, progress)
     race = _search(request, inputs, examiner, space, progress)
     chosen = choose_candidate(race.finished)
     progress(f"chosen: {chosen.label}; fresh questions follow")
@@ -105,7 +105,12 @@ def tune(
     return record
 
 
-def _space(examiner: Examiner, screens: list[Screen]) -> Space:
+def _space(examiner: Examiner, screens: list[Screen], progress: Callable[[str], None]) -> Space:
+    if not examiner.model.can_change_rest:
+        progress(
+            "only the softmax layers are searched: other weights of pre and post differ in names or "
+            "shapes, or the model stores them in another form than the files"
+        )
     places = examiner.model.places
     layers = sorted({layer for layer, _ in places})
     by_layer = [

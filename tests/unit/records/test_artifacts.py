@@ -69,7 +69,7 @@ def test_a_manifest_of_a_later_schema_is_refused_by_name() -> None:
 
 def test_a_manifest_of_the_first_schema_is_read() -> None:
     data = MANIFEST.to_json() | {"schema_version": 1}
-    del data["provenance"]["seconds"]
+    del data["provenance"]["training_seconds"]
     manifest = Manifest.from_json(data, "m.json")
     assert manifest.provenance == MANIFEST.provenance
     assert Manifest.from_json(manifest.to_json(), "m.json") == manifest

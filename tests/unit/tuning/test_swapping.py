@@ -109,3 +109,15 @@ def test_a_model_that_stores_other_weights_than_its_file_is_refused(tmp_path: Pa
     engine = TransformersEngine.load(pre, OPTIONS)
     with pytest.raises(UserError, match="in another form than the file"):
         SwappedModel(engine, job.pair, job.plans)
+
+
+def test_without_matching_weights_only_the_softmax_layers_can_be_changed(tmp_path: Path) -> None:
+    pre, post = save_pair("qwen2", tmp_path, torch.float32)
+    model: Any = TransformersEngine.load(post, OPTIONS).module
+    model.resize_token_embeddings(model.config.vocab_size + 8)
+    model.save_pretrained(post)
+    job = planned(pre, post)
+    rest = plan_rest(job)
+    assert rest == ()
+    swapped = SwappedModel(TransformersEngine.load(post, OPTIONS), job.pair, job.plans, rest)
+    assert not swapped.can_change_rest

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 from amnesia_bench.config.tracking_schema import Tracking
@@ -14,7 +13,7 @@ from amnesia_bench.pipeline.graph import Graph
 from amnesia_bench.pipeline.stage import Stage, closure
 from amnesia_bench.pipeline.tracked.metrics import cells_in, details_of, values_of
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Manifest, Provenance
+from amnesia_bench.records.artifacts import Manifest
 from amnesia_bench.requests.training import TrainRequest
 from amnesia_bench.store.hashing import read_manifest
 from amnesia_bench.tracking.metrics_file import read_metrics
@@ -90,7 +89,7 @@ def _run(stage: Stage, labels: _Labels, store: Path, tracking: Tracking) -> Trac
         },
     )
     cells = cells_in(folder) if stage.kind in _WITH_CELLS else ()
-    seconds = _seconds(manifest.provenance)
+    seconds = manifest.provenance.seconds
     return TrackedRun(
         header=header,
         summary={
@@ -136,10 +135,3 @@ def _artifact(stage: Stage, folder: Path, manifest: Manifest) -> TrackedArtifact
         ),
         inputs=tuple(read.id for read in stage.inputs),
     )
-
-
-def _seconds(provenance: Provenance) -> float | None:
-    if provenance.ended is None:
-        return None
-    started, ended = map(datetime.fromisoformat, (provenance.started, provenance.ended))
-    return (ended - started).total_seconds()
