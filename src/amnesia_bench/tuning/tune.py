@@ -108,8 +108,8 @@ def tune(
 def _space(examiner: Examiner, screens: list[Screen], progress: Callable[[str], None]) -> Space:
     if not examiner.model.can_change_rest:
         progress(
-            "only the softmax layers are searched: other weights of pre and post differ in names or "
-            "shapes, or the model stores them in another form than the files"
+            "only the softmax layers are searched: other weights of pre and post differ in name or "
+            "shape, or the model stores them in another form than the files"
         )
     places = examiner.model.places
     layers = sorted({layer for layer, _ in places})
